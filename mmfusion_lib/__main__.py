@@ -1,0 +1,153 @@
+"""The command line: ``python -m mmfusion_lib COMMAND``.
+
+Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(
+        prog="python -m mmfusion_lib",
+        description="Multimodal fusion, taught and reproduced: experiments, data and own models.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    add("env", "Check Python, device, memory, disk, data, weights and package index.")
+
+    run = add("run", "Run a recipe, or go on with one that was interrupted.")
+    run.add_argument("recipe", help="name of the recipe; `records` lists them")
+    run.add_argument("--scale", help="smoke, lab or paper (default: MMFUSION_SCALE, or by device)")
+    run.add_argument("--seeds", type=int, nargs="+", help="replace the recipe's seeds")
+    run.add_argument("--publish", action="store_true", help="write the record to book/results")
+
+    lab = add("lab", "Run lab recipes without a current record, most valuable first.")
+    lab.add_argument("--minutes", type=float, required=True, help="start nothing that ends later")
+
+    records = add("records", "Show recipes and their records, or the claims and their verdicts.")
+    records.add_argument("what", nargs="?", default="status", help="status, claims, claims:CHAPTER")
+
+    card = add("card", "Regenerate the numbers of a data card, or check them.")
+    card.add_argument("name", help="scenes, figures or groceries")
+    card.add_argument("--check", action="store_true", help="change nothing; exit 1 on a difference")
+
+    build = add("build", "Fetch a public data set from its pinned repositories and convert it.")
+    build.add_argument("name", help="figures or groceries")
+    build.add_argument("--out", required=True, help="folder to write to; use it as MMFUSION_DATA")
+
+    fit = add("fit", "Train a classifier on your own images and texts.")
+    fit.add_argument("data", help="CSV or JSONL table, or a folder with one sub-folder a class")
+    fit.add_argument("--out", required=True, help="file to write, ending in .safetensors")
+    fit.add_argument("--image-column", default="image")
+    fit.add_argument("--text-column", default="text")
+    fit.add_argument("--label-column", default="label")
+    fit.add_argument("--seed", type=int, default=0, help="of the train / validation / test split")
+
+    predict = add("predict", "Classify images or texts with a saved classifier.")
+    predict.add_argument("model", help="file that `fit` wrote")
+    predict.add_argument("images", nargs="*", help="image files, in order")
+    predict.add_argument("--text", action="append", help="one text an item; repeat the option")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 on bad input, 130 on Ctrl-C)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return globals()[f"_{arguments.command}"](arguments) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(str(error) or "Interrupted: run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def _env(_: argparse.Namespace) -> int:
+    from . import env
+
+    return env.main()
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from . import runs
+
+    changes = {"seeds": arguments.seeds} if arguments.seeds else {}
+    record = runs.run(arguments.recipe, arguments.scale, publish=arguments.publish, **changes)
+    print(f"{record.title}\n{record.caption()}")
+    for name in [*record.results, *record.comparisons]:
+        print(f"  {name:40s} {record.text(name)}")
+
+
+def _lab(arguments: argparse.Namespace) -> None:
+    from . import runs
+
+    made = runs.lab(arguments.minutes, on_start=lambda recipe: print(f"running {recipe.name}"))
+    waiting = ", ".join(recipe.name for recipe in runs.pending()) or "none"
+    print(f"{len(made)} records written; still pending: {waiting}")
+
+
+def _records(arguments: argparse.Namespace) -> None:
+    from . import records
+
+    print(records.markdown(arguments.what))
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from . import cards
+
+    if not arguments.check:
+        cards.update(arguments.name)
+        return 0
+    differences = cards.check(arguments.name)
+    print("\n".join(differences) or f"The card of {arguments.name} is up to date.")
+    return 1 if differences else 0
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    if arguments.name == "figures":
+        from .data.build_figures import build
+    elif arguments.name == "groceries":
+        from .data.build_groceries import build
+    else:
+        raise InputError(f"Unknown data set {arguments.name!r}: build figures or groceries.")
+    build(arguments.out)
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from .classifier import fit_table
+
+    result = fit_table(
+        arguments.data,
+        arguments.out,
+        image_column=arguments.image_column,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+        seed=arguments.seed,
+    )
+    print(result)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from .classifier import FeatureClassifier
+
+    model = FeatureClassifier.load(arguments.model)
+    images, texts = arguments.images or None, arguments.text
+    prediction = model.predict(images, texts)
+    names = images or texts
+    for name, label, row in zip(names, prediction.labels, prediction.probabilities):
+        print(f"{name}\t{label}\t{row.max():.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

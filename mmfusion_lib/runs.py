@@ -1,0 +1,194 @@
+"""Recipes: experiments with a name, cut into units that can be interrupted and resumed.
+
+A recipe is three functions over plain JSON values: which units there are, how to run one, and how
+to sum them up. Each unit is written to the cache as soon as it is done, under a digest of its
+settings and of the code it runs; a second call does only what is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from . import settings
+from .errors import InputError
+from .files import digest, read_json, write_json
+from .records import Record, load
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment.
+
+    Attributes:
+        name: for the command line.  title: what it measures.  chapter: where it is shown.
+        scales: settings by scale; each holds at least ``seeds``.
+        minutes: expected minutes on two CPU cores, by scale.
+        units: settings -> names of the units.
+        run_unit: (settings, unit) -> JSON-like result of that unit.
+        summarise: (settings, {unit: result}) -> ``results``, ``comparisons``, ``curves``.
+        trials: validation trials of every method compared.
+    """
+
+    name: str
+    title: str
+    chapter: str
+    scales: dict[str, Settings]
+    minutes: dict[str, float]
+    units: Callable[[Settings], list[str]]
+    run_unit: Callable[[Settings, str], Any]
+    summarise: Callable[[Settings, dict[str, Any]], dict[str, Any]]
+    trials: int = 1
+
+
+def run(
+    recipe: Recipe | str, scale: str | None = None, *, publish: bool = False, **changes: Any
+) -> Record:
+    """Run what is missing of a recipe and return its record.
+
+    Args:
+        recipe: a recipe or its name.
+        scale: as in :func:`mmfusion_lib.settings.scale`.
+        publish: also write the record to ``book/results/runs``.
+        changes: settings to replace, for instance ``seeds=[0]``.
+
+    Raises:
+        InputError: unknown recipe, scale or setting; or whatever a unit finds wrong.
+    """
+    recipe = get(recipe) if isinstance(recipe, str) else recipe
+    scale = settings.scale(scale)
+    if scale not in recipe.scales:
+        raise InputError(
+            f"Recipe {recipe.name!r} has no scale {scale!r}: it has {', '.join(recipe.scales)}."
+        )
+    chosen = dict(recipe.scales[scale])
+    for key in changes:
+        if key not in chosen:
+            raise InputError(
+                f"Recipe {recipe.name!r} has no setting {key!r}: it has {', '.join(chosen)}."
+            )
+    chosen |= changes
+    library = code_digest(recipe)
+    folder = unit_folder(recipe, scale, chosen)
+    done: dict[str, Any] = {}
+    names = recipe.units(chosen)
+    bar = tqdm(names, desc=recipe.name, unit="unit", disable=len(names) < 2)
+    for name in bar:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            start = time.perf_counter()
+            result = recipe.run_unit(chosen, name)
+            seconds = time.perf_counter() - start
+            write_json(path, {"result": result, "seconds": seconds, "peak_bytes": peak_bytes()})
+        done[name] = read_json(path)
+    summary = recipe.summarise(chosen, {name: unit["result"] for name, unit in done.items()})
+    record = Record(
+        recipe=recipe.name,
+        scale=scale,
+        title=recipe.title,
+        seeds=list(chosen["seeds"]),
+        trials=recipe.trials,
+        settings=chosen,
+        results=summary.get("results", {}),
+        comparisons=summary.get("comparisons", {}),
+        curves=summary.get("curves", {}),
+        seconds=sum(unit["seconds"] for unit in done.values()),
+        peak_bytes=max(unit["peak_bytes"] for unit in done.values()),
+        library=library,
+    )
+    if publish:
+        record.save()
+    return record
+
+
+def lab(minutes: float, on_start: Callable[[Recipe], None] = lambda recipe: None) -> list[Record]:
+    """Run lab recipes whose record is missing or from other code, most valuable first.
+
+    No recipe is started that is expected to end after ``minutes``; records are published.
+    """
+    end = time.monotonic() + 60 * minutes
+    made = []
+    for recipe in pending():
+        if time.monotonic() + 60 * recipe.minutes["lab"] > end:
+            continue
+        on_start(recipe)
+        made.append(run(recipe, "lab", publish=True))
+    return made
+
+
+def pending() -> list[Recipe]:
+    """Recipes without a current lab record, in order of value."""
+    from .recipes import ALL
+
+    found = []
+    for recipe in ALL:
+        record = load(recipe.name)
+        if "lab" in recipe.scales and (record is None or record.library != code_digest(recipe)):
+            found.append(recipe)
+    return found
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    from .recipes import ALL
+
+    for recipe in ALL:
+        if recipe.name == name:
+            return recipe
+    raise InputError(f"Unknown recipe {name!r}: use one of {', '.join(r.name for r in ALL)}.")
+
+
+def unit_folder(recipe: Recipe, scale: str, chosen: Settings) -> Path:
+    """Where the finished units of these settings lie."""
+    key = digest(chosen, code_digest(recipe))
+    return settings.cache_root() / "runs" / recipe.name / scale / key
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process so far: of the GPU where one is used, else resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such record
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def code_digest(recipe: Recipe) -> str:
+    """Digest of the library code that a recipe can reach; comments and docstrings do not count."""
+    root = Path(__file__).resolve().parent
+    todo, seen = [root / "recipes" / f"{recipe.run_unit.__module__.rsplit('.', 1)[-1]}.py"], {}
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.exists():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                first = node.body[0] if node.body else None
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    node.body = node.body[1:] or [ast.Pass()]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1]
+                base = base.joinpath(*(node.module or "").split(".")) if node.module else base
+                todo.append(base.with_suffix(".py"))
+                todo += [base / f"{alias.name}.py" for alias in node.names]
+        seen[path] = ast.dump(tree)
+    return digest(*(seen[path] for path in sorted(seen)))
