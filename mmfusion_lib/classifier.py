@@ -138,14 +138,14 @@ class FeatureClassifier:
         try:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads((file.metadata() or {})["mmfusion_classifier"])
+                config = ClassifierConfig(**meta["config"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise InputError(f"{path} does not exist: check the path.") from error
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{path} is not a classifier of this library: give a file that `fit` has saved."
             ) from error
-        config = ClassifierConfig(**meta["config"])
         for name, found in _digests(config).items():
             if meta["encoders"].get(name) != found:
                 raise InputError(
@@ -176,7 +176,9 @@ def read(
         if values is None:
             continue
         if expected is not None and len(values) != expected:
-            raise InputError(f"There are {len(values)} {kind} for {expected} labels: give as many.")
+            raise InputError(
+                f"There are {len(values)} {kind} for {expected} items: give one {kind[:-1]} each."
+            )
         columns.append(_column(config, kind, name, values))
         expected = len(values)
     return torch.cat(columns, dim=1)  # (N, D_image + D_text)
@@ -205,3 +207,117 @@ def _digests(config: ClassifierConfig) -> dict[str, str]:
         encoder = checkpoints.load_text_encoder(config.text_encoder)
         found[config.text_encoder] = checkpoints.weights_digest(encoder)
     return found
+
+
+# --- from a folder or a table to a saved classifier -------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What ``fit_table`` did; printed by the command line.
+
+    Attributes:
+        out: the file that was written.
+        classes: C names.
+        counts: items of train, validation and test.
+        modalities: what the classifier reads.
+        accuracy: on the test part, which took no part in fitting or choosing; None without one.
+        majority: accuracy there of always saying the commonest training class.
+        decay: the chosen weight decay.  validation: accuracy on the validation part.
+    """
+
+    out: Path
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    modalities: tuple[str, ...]
+    accuracy: float | None
+    majority: float | None
+    decay: float
+    validation: float
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {part}" for part, count in self.counts.items())
+        lines = [
+            f"classes     {len(self.classes)}: {', '.join(self.classes)}",
+            f"reads       {' and '.join(self.modalities)}",
+            f"items       {counts}",
+            f"validation  {self.validation:.3f} (weight decay {self.decay:g} chosen there)",
+        ]
+        if self.accuracy is None:
+            lines.append("test        no test part: nothing is known about new items")
+        else:
+            lines.append(
+                f"test        {self.accuracy:.3f} (always the commonest class: {self.majority:.3f})"
+            )
+        return "\n".join([*lines, f"saved       {self.out}"])
+
+
+def fit_table(
+    path: str | Path,
+    out: str | Path,
+    image_column: str | None = "image",
+    text_column: str | None = "text",
+    label_column: str | None = "label",
+    seed: int = 0,
+    config: ClassifierConfig | None = None,
+) -> FitReport:
+    """Fit a classifier on a folder or table (:mod:`mmfusion_lib.data.folder`) and save it.
+
+    Args:
+        path: folder of class sub-folders, or a .csv, .tsv or .jsonl file.
+        out: file to write, ending in .safetensors.
+        image_column, text_column, label_column: columns of the table. The default names are used
+            where they exist; any other name must exist.
+        seed: of the split into train, validation and test, unless the data brings its own.
+        config: None reads whichever of images and texts the data has.
+
+    Raises:
+        InputError: whatever the reader finds wrong, or another ending of ``out``.
+    """
+    from collections import Counter
+
+    from .data import folder
+
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out} does not end in .safetensors: rename it.")
+    rows = folder.load(
+        path,
+        image_column=None if image_column == "image" else image_column,
+        text_column=None if text_column == "text" else text_column,
+        label_column=None if label_column == "label" else label_column,
+    )
+    parts = {name: _columns(part) for name, part in folder.split(rows, seed=seed).items()}
+    model = FeatureClassifier.fit(*parts["train"], validation=parts["validation"], config=config)
+    images, texts, labels = parts["test"]
+    accuracy = majority = None
+    if labels:
+        found = model.predict(images, texts).labels
+        commonest = Counter(parts["train"][2]).most_common(1)[0][0]
+        accuracy = sum(a == b for a, b in zip(found, labels)) / len(labels)
+        majority = labels.count(commonest) / len(labels)
+    model.save(out)
+    kinds = (("images", model.config.image_encoder), ("texts", model.config.text_encoder))
+    return FitReport(
+        out=out,
+        classes=model.classes,
+        counts={name: len(part[2]) for name, part in parts.items()},
+        modalities=tuple(kind for kind, encoder in kinds if encoder),
+        accuracy=accuracy,
+        majority=majority,
+        decay=model.probe.decay,
+        validation=model.probe.validation,
+    )
+
+
+def _columns(part: Any) -> tuple[list[Any] | None, list[str] | None, list[str]]:
+    """Pictures (not decoded), texts and class names of a `datasets.Dataset`; None where absent."""
+    import datasets
+
+    images = texts = None
+    if "image" in part.column_names:
+        images = part.cast_column("image", datasets.Image(decode=False))["image"][:]
+    if "text" in part.column_names:
+        texts = part["text"][:]
+    names = part.features["label"].names
+    return images, texts, [names[label] for label in part["label"]]

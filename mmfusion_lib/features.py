@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ from .errors import InputError
 from .files import digest, read_json, write_json
 
 Pool = Literal["mean", "readout"] | None
+POOLS = (None, "mean", "readout")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -55,14 +57,15 @@ class Images:
         from .data.images import open_image
 
         pictures = [
-            self.transform(open_image(self.sources[i], name=f"picture {i}"))
+            self.transform(open_image(self.sources[i], name=_name(self.sources[i], i)))
             for i in range(start, stop)
         ]
         return Batch(torch.stack(pictures), None)  # (B, 3, H, W)
 
     def digest(self) -> str:
-        """Digest of the encoded pictures and of the transform."""
-        return digest(self.transform.digest, *(_content(source) for source in self.sources))
+        """Digest of the encoded pictures and of the transform; one picture is read at a time."""
+        pictures = (_content(source, _name(source, i)) for i, source in enumerate(self.sources))
+        return digest(self.transform.digest, list(pictures))
 
 
 class Texts:
@@ -118,12 +121,7 @@ def run_to(encoder: nn.Module, batch: Batch, depths: Sequence[int]) -> dict[int,
     Raises:
         InputError: a depth is negative or beyond the encoder's last layer.
     """
-    wrong = [d for d in depths if not 0 <= d <= len(encoder.layers)]
-    if wrong:
-        raise InputError(
-            f"Depth {wrong[0]} is asked of an encoder with {len(encoder.layers)} layers: use 0 to "
-            f"{len(encoder.layers)}."
-        )
+    _check_depths(encoder, depths)
     tokens = encoder.embed(batch.inputs)  # (B, T, D)
     found = {0: tokens} if 0 in depths else {}
     for depth, layer in enumerate(encoder.layers[: max(depths)], start=1):
@@ -131,6 +129,17 @@ def run_to(encoder: nn.Module, batch: Batch, depths: Sequence[int]) -> dict[int,
         if depth in depths:
             found[depth] = tokens
     return found
+
+
+def _check_depths(encoder: nn.Module, depths: Sequence[int]) -> None:
+    if not depths:
+        raise InputError("No depth is asked for: name at least one, from 0 (the embedding) on.")
+    wrong = [d for d in depths if not 0 <= d <= len(encoder.layers)]
+    if wrong:
+        raise InputError(
+            f"Depth {wrong[0]} is asked of an encoder with {len(encoder.layers)} layers: use 0 to "
+            f"{len(encoder.layers)}."
+        )
 
 
 def pooled(
@@ -170,19 +179,25 @@ def extract(
         device: as in :func:`mmfusion_lib.settings.device`.
 
     Raises:
-        InputError: bad depth or dtype, unreadable picture, disk full (nothing is half-written).
+        InputError: bad depth, dtype, pool or batch size, unreadable picture, cache folder that
+            cannot be written, disk full (nothing is half-written).
     """
     if dtype not in DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
+    if pool not in POOLS:
+        raise InputError(f"Unknown pool {pool!r}: use None, 'mean' or 'readout'.")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be 1 or more.")
     if not len(data):
         raise InputError("There is nothing to extract features from: the data set is empty.")
     depths = sorted(set(depths))
+    _check_depths(encoder, depths)
     folders = _folders(encoder, data, depths, pool, dtype)
     missing = [d for d in depths if not (folders[d] / "meta.json").exists()]
     if missing:
         from filelock import FileLock
 
-        with FileLock(settings.cache_root() / "features" / "lock"):
+        with _guarded(folders), FileLock(_root() / "lock"):
             missing = [d for d in missing if not (folders[d] / "meta.json").exists()]
             if missing:
                 where = settings.device(device)
@@ -197,9 +212,28 @@ def _folders(
 ) -> dict[int, Path]:
     from .checkpoints import weights_digest
 
-    weights, content = weights_digest(encoder), data.digest()
-    root = settings.cache_root() / "features"
-    return {d: root / digest(weights, content, d, pool, dtype) for d in depths}
+    # The same weights compute something else with other heads or another activation.
+    model = digest(weights_digest(encoder), repr(getattr(encoder, "config", None)))
+    content = data.digest()
+    return {d: _root() / digest(model, content, d, pool, dtype) for d in depths}
+
+
+def _root() -> Path:
+    return settings.cache_root() / "features"
+
+
+@contextmanager
+def _guarded(folders: dict[int, Path]) -> Iterator[None]:
+    """Turn what the system says of a full or read-only disk into one sentence."""
+    try:
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"Features cannot be cached in {_root()} ({error.strerror or error}): free some space "
+            "or set MMFUSION_CACHE to another disk, then run again; finished rows are kept."
+        ) from error
 
 
 def _write(
@@ -224,55 +258,66 @@ def _write(
     shape = {d: list(t.shape[1:]) for d, t in compute(0, 1).items()}
     row = {d: torch.Size(shape[d]).numel() * DTYPES[dtype].itemsize for d in depths}
     parts = {d: folders[d] / "values.part" for d in depths}
-    try:
-        for d in depths:
-            folders[d].mkdir(parents=True, exist_ok=True)
-            parts[d].touch()
-        done = min(len(data), *(parts[d].stat().st_size // row[d] for d in depths))
-        for d in depths:  # drop what lies behind the last row that every depth has
-            os.truncate(parts[d], done * row[d])
-        bar = tqdm(
-            total=len(data), initial=done, desc="extracting", unit="item", disable=not progress
-        )
-        with bar:
-            for start in range(done, len(data), batch_size):
-                stop = min(start + batch_size, len(data))
-                for d, values in compute(start, stop).items():
-                    with open(parts[d], "ab") as file:
-                        file.write(values.view(torch.uint8).numpy().tobytes())
-                bar.update(stop - start)
-        for d in depths:
-            os.replace(parts[d], folders[d] / "values.bin")
-            write_json(folders[d] / "meta.json", {"shape": [len(data), *shape[d]], "dtype": dtype})
-    except OSError as error:
-        raise InputError(
-            f"Features cannot be cached in {folders[depths[0]].parent} ({error.strerror}): free "
-            "some space or set MMFUSION_CACHE to another disk, then run again; finished rows "
-            "are kept."
-        ) from error
+    for d in depths:
+        if (folders[d] / "values.bin").exists():  # stopped just before meta.json was written
+            os.replace(folders[d] / "values.bin", parts[d])
+        parts[d].touch()
+    done = min(len(data), *(parts[d].stat().st_size // row[d] for d in depths))
+    for d in depths:  # drop what lies behind the last row that every depth has
+        os.truncate(parts[d], done * row[d])
+    bar = tqdm(total=len(data), initial=done, desc="extracting", unit="item", disable=not progress)
+    with bar:
+        for start in range(done, len(data), batch_size):
+            stop = min(start + batch_size, len(data))
+            for d, values in compute(start, stop).items():
+                with open(parts[d], "ab") as file:
+                    file.write(values.view(torch.uint8).numpy().tobytes())
+            bar.update(stop - start)
+    for d in depths:
+        os.replace(parts[d], folders[d] / "values.bin")
+        write_json(folders[d] / "meta.json", {"shape": [len(data), *shape[d]], "dtype": dtype})
 
 
 def _open(folder: Path, mask: torch.Tensor | None) -> Features:
     meta = read_json(folder / "meta.json")
-    shape, dtype = meta["shape"], DTYPES[meta["dtype"]]
-    path, count = folder / "values.bin", torch.Size(shape).numel()
-    if not path.exists() or path.stat().st_size != count * dtype.itemsize:
+    path = folder / "values.bin"
+    try:
+        shape, dtype = meta["shape"], DTYPES[meta["dtype"]]
+        count = torch.Size(shape).numel()
+        whole = path.stat().st_size == count * dtype.itemsize
+    except (KeyError, TypeError, FileNotFoundError):
+        whole = False
+    if not whole:
         raise InputError(f"The feature cache {path} is damaged: delete the folder {folder}.")
     values = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
     return Features(values.view(shape), mask, folder)  # (N, T, D) or (N, D)
 
 
-def _content(source: Any) -> bytes | str:
-    """What a picture's digest is made of: its encoded bytes, or its pixels."""
+def _path(source: Any) -> str | None:
+    """Path of a picture that lies in a file."""
     if isinstance(source, dict):
-        source = source.get("bytes") or source["path"]
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, str | os.PathLike):
-        try:
-            return Path(source).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{source} cannot be read ({error.strerror}): check the path."
-            ) from error
-    return digest(source.mode, list(source.size)) + digest(source.tobytes())
+        source = source.get("path")
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+def _name(source: Any, number: int) -> str:
+    """What an error calls a picture."""
+    path = _path(source)
+    return f"picture {number} ({path})" if path else f"picture {number}"
+
+
+def _content(source: Any, name: str) -> str:
+    """Digest of a picture: of its encoded bytes, or of its pixels where it has been decoded."""
+    encoded = source.get("bytes") if isinstance(source, dict) else source
+    if isinstance(encoded, bytes | bytearray | memoryview):
+        return digest(bytes(encoded))
+    path = _path(source)
+    if path is None:
+        from .data.images import open_image
+
+        picture = open_image(source, name)
+        return digest(list(picture.size), picture.tobytes())
+    try:
+        return digest(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}): check the path.") from error

@@ -65,6 +65,7 @@ def run(
         InputError: unknown recipe, scale or setting; or whatever a unit finds wrong.
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
+    settings.device()  # a device that is asked for and absent is found out now, not in minutes
     scale = settings.scale(scale)
     if scale not in recipe.scales:
         raise InputError(

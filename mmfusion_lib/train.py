@@ -158,7 +158,7 @@ def fit(
             train_mode(model)
             for _ in range(first, per_epoch):
                 began = time.perf_counter()
-                seed_step(config.seed, step, rank)
+                seed_step(config.seed, step, rank, device)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, config)
 

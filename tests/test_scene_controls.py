@@ -25,7 +25,7 @@ CHANCE, TOLERANCE = 1 / 3, 0.03
 
 @pytest.fixture(scope="module")
 def graphs():
-    return {"train": make_graphs("train", 1500), "test": make_graphs("test", 900)}
+    return {"train": make_graphs("train", 900), "test": make_graphs("test", 600)}
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("trimesh", reason="scenes need trimesh: pip install mmfusion_lib[scenes]")
 pytest.importorskip("embreex", reason="scenes need embreex: pip install mmfusion_lib[scenes]")
 
-from mmfusion_lib.data import scene_objects, scene_render, scene_shade  # noqa: E402
-from mmfusion_lib.data.scene_objects import COLOURS, KINDS, SECOND, WORDS  # noqa: E402
-from mmfusion_lib.data.scene_render import Camera, Room, Solid  # noqa: E402
+from mmfusion_lib.data import scene_objects, scene_render, scene_shade
+from mmfusion_lib.data.scene_objects import COLOURS, KINDS, SECOND, WORDS
+from mmfusion_lib.data.scene_render import Camera, Room, Solid
 
 LIGHT = np.array([-1.0, -1.0, 2.0]) / 6**0.5
 GREY = np.float32([160, 160, 160])
@@ -98,6 +98,16 @@ def test_edges_are_outlines_and_creases_not_the_slanting_table():
     assert not edges[table].any() and edges[corner & ~near].all()
 
 
+def test_a_step_of_more_than_15_mm_within_one_object_is_an_edge():
+    for step, expected in ((0.02, 255), (0.01, 0)):
+        depth = np.ones((4, 4), np.float32)
+        depth[:, 2:] += step  # two planes parallel to the image, one behind the other
+        normal = np.tile(np.float32([0, 0, 1]), (4, 4, 1))
+        found = scene_render.Labels(depth, normal, np.zeros((4, 4), np.uint8), np.array([16]))
+        edges = scene_render.edges(LEVEL, found)
+        assert (edges[:, 1] == expected).all() and edges.sum() == 4 * expected
+
+
 def test_shadows_fall_where_geometry_says():
     # A ball of 0.75 * 0.3 m: radius 0.1125, centre at that height. Light at 45 degrees from the
     # left. The ray from (x, 0, 0) passes the centre at |x - 0.1125| / sqrt(2).
@@ -147,8 +157,8 @@ def test_a_texture_mixes_two_colours_and_leaves_fixed_parts_alone(texture, least
 
 def test_a_sign_shows_its_word_on_its_front_only():
     assert len(set(WORDS)) == len(WORDS) == 24
-    pictures = [scene_shade.picture(LEVEL, room(), [Solid("sign", "blue", scale=1.0, word=word)], 100)
-                for word in ("open", "milk")]  # fmt: skip
+    signs = [Solid("sign", "blue", scale=1.0, word=word) for word in ("open", "milk")]
+    pictures = [scene_shade.picture(LEVEL, room(), [sign], 100) for sign in signs]
     white = [(picture[35:65, 18:82] > 140).all(-1) for picture in pictures]
     assert all(0.15 < ink.mean() < 0.6 for ink in white)
     assert (white[0] != white[1]).mean() > 0.1

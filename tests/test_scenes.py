@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ import pytest
 pytest.importorskip("trimesh", reason="scenes need trimesh: pip install mmfusion_lib[scenes]")
 pytest.importorskip("embreex", reason="scenes need embreex: pip install mmfusion_lib[scenes]")
 
-from mmfusion_lib import InputError  # noqa: E402
-from mmfusion_lib.data import scene_draw, scenes  # noqa: E402
+from mmfusion_lib import InputError
+from mmfusion_lib.data import scene_draw, scenes
 
 ARRAYS = ("image", "depth", "normal", "classes", "instances", "edges")
 
@@ -27,8 +29,8 @@ def digest(scene: scenes.Scene) -> str:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[scenes.Scene]]:
-    """40 scenes of each split."""
-    return {split: [scenes.make_scene(split, i) for i in range(40)] for split in scenes.SPLITS}
+    """20 scenes of each split."""
+    return {split: [scenes.make_scene(split, i) for i in range(20)] for split in scenes.SPLITS}
 
 
 def test_the_same_scene_twice_alone_and_in_another_process(drawn):
@@ -47,7 +49,7 @@ def test_the_same_scene_twice_alone_and_in_another_process(drawn):
 
 
 def test_labels_agree_with_the_graph(drawn):
-    for scene in sum(drawn.values(), []):
+    for scene in chain.from_iterable(drawn.values()):
         things = scene.graph["objects"]
         assert 2 <= len(things) <= 5
         assert scene.image.shape == scene.normal.shape == (112, 112, 3)
@@ -72,7 +74,7 @@ def test_labels_agree_with_the_graph(drawn):
 
 def test_depth_and_instances_order_objects_as_their_distances_do(drawn):
     right = total = 0
-    for scene in drawn["train"]:
+    for scene in chain.from_iterable(drawn.values()):
         things = scene.graph["objects"]
         for a in things:
             for b in things:
@@ -94,7 +96,7 @@ def test_held_out_pairs_occur_in_test_only_and_in_every_test_scene(drawn):
 
 def test_every_word_of_the_graph_varies():
     rng = np.random.default_rng(0)
-    things = [t for _ in range(400) for t in scene_draw._draw_things(rng, "train", 4)]
+    things = [t for _ in range(1000) for t in scene_draw._draw_things(rng, "train", 4)]
     for key, values in (
         ("kind", scenes.KINDS),
         ("colour", scenes.COLOURS),
@@ -110,11 +112,11 @@ def test_every_word_of_the_graph_varies():
 def test_footprints_do_not_intersect():
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
     tilted = square @ np.array([[1, 1], [-1, 1]]) / 2**0.5  # a diamond: x from -0.71 to 0.71
-    assert scene_draw._overlap(square, square + [0.9, 0.9])
-    assert not scene_draw._overlap(square, square + [1.1, 0])
+    assert scene_draw._overlap(square, square + np.array([0.9, 0.9]))
+    assert not scene_draw._overlap(square, square + np.array([1.1, 0]))
     assert scene_draw._overlap(square, tilted)
     # Its bounding box meets the square's corner, the diamond itself does not.
-    assert not scene_draw._overlap(square, tilted + [1.6, 0.55])
+    assert not scene_draw._overlap(square, tilted + np.array([1.6, 0.55]))
 
 
 def test_size_changes_the_pixels_and_not_the_scene(drawn):
@@ -142,19 +144,20 @@ def shards(cache) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("scenes/*/*")}
 
 
-def test_load_makes_reads_extends_and_finds_broken_shards(cache, monkeypatch, drawn):
+def test_load_makes_reads_extends_and_finds_broken_shards(cache, monkeypatch):
     monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
-    dataset = scenes.load("train", 40)  # two shards: two worker processes
+    dataset = scenes.load("train", 40, size=32)  # two shards: two worker processes
     assert len(dataset) == 40 and dataset["id"][39] == "train-000039"
     assert set(dataset.column_names) == {"id", "graph", *ARRAYS}
-    assert dataset[5]["image"].size == (112, 112)
-    assert scenes.decode(dataset[5]).graph == drawn["train"][5].graph
-    np.testing.assert_array_equal(scenes.decode(dataset[5]).image, drawn["train"][5].image)
-    first = shards(cache)
-    assert sorted(first) == ["train-00000000.parquet", "train-00000032.parquet"]
+    assert dataset[5]["image"].size == (32, 32)
+    here, there = scenes.make_scene("train", 39, size=32), scenes.decode(dataset[39])
+    assert there.graph == here.graph
+    np.testing.assert_array_equal(there.image, here.image)
+    made = shards(cache)
+    assert sorted(made) == ["train-00000000.parquet", "train-00000032.parquet"]
 
-    prefix = scenes.load("train", 3)
-    assert prefix["id"][:] == dataset["id"][:3] and shards(cache) == first  # nothing made anew
+    prefix = scenes.load("train", 3, size=32)
+    assert prefix["id"][:] == dataset["id"][:3] and shards(cache) == made  # nothing made anew
     assert prefix._fingerprint != dataset._fingerprint
 
     path = next(cache.glob("scenes/*/train-00000032.parquet"))
@@ -162,10 +165,10 @@ def test_load_makes_reads_extends_and_finds_broken_shards(cache, monkeypatch, dr
     for broken in (whole[: len(whole) // 2], b"", whole[:5000] + b"X" * 50 + whole[5050:]):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"train-00000032\.parquet is broken: delete it"):
-            scenes.load("train", 40)
+            scenes.load("train", 40, size=32)
     path.write_bytes(path.with_name("train-00000000.parquet").read_bytes())
     with pytest.raises(InputError, match="holds other scenes"):
-        scenes.load("train", 40)
+        scenes.load("train", 40, size=32)
 
 
 def test_a_run_that_is_stopped_half_way_is_resumed(cache, monkeypatch):
@@ -188,13 +191,23 @@ def test_a_run_that_is_stopped_half_way_is_resumed(cache, monkeypatch):
     assert made == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
 
 
-def test_a_worker_passes_its_problem_on(cache, monkeypatch):
+def test_a_worker_answers_each_order_with_its_problem_or_nothing(monkeypatch, capsys):
+    def write(folder, split, first, size, seed):
+        if first:
+            raise InputError("The disk is full.")
+
+    orders = [json.dumps(["/cache", "train", first, 112, 0]) + "\n" for first in (0, 32)]
+    monkeypatch.setattr(scenes, "_write", write)
+    monkeypatch.setattr(scenes.sys, "stdin", orders)
+    scenes._serve()
+    assert capsys.readouterr().out == '""\n"The disk is full."\n'
+
+
+def test_a_worker_that_dies_ends_the_run(cache, monkeypatch):
     monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
-    blocker = scenes._folder(32, 0)
-    blocker.parent.mkdir(parents=True)
-    blocker.write_text("a file where the folder should be")
-    with pytest.raises((InputError, RuntimeError)):
-        scenes.load("train", 40, size=32)
+    monkeypatch.setattr(scenes.sys, "executable", shutil.which("false") or pytest.skip("no false"))
+    with pytest.raises(RuntimeError, match="died"):
+        scenes.load("train", 40)
 
 
 @pytest.mark.parametrize(

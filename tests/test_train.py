@@ -269,6 +269,47 @@ def test_ctrl_c_saves_the_step_and_moments_are_resumed(tmp_path, optimizer):
     assert run(config, folder=tmp_path).losses == whole.losses
 
 
+def test_the_best_weights_survive_a_restart(tmp_path):
+    # validation 2, 1, 0: the first epoch's weights are the best, the run is stopped in the third
+    config = replace(CONFIG, select="score")
+
+    def trained(folder, stop):
+        model, calls = build(), iter(range(1, 100))
+
+        def interrupting(model, batch):
+            if next(calls) == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss(model, batch)
+
+        scores = iter([2, 1, 0])
+        fit(
+            model,
+            Points(),
+            interrupting,
+            config,
+            validate=lambda model: {"score": next(scores)},
+            folder=folder,
+            progress=False,
+        )
+        return model.state_dict()
+
+    whole = trained(None, stop=None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, stop=12)
+    model = build()
+    result = fit(
+        model,
+        Points(),
+        loss,
+        config,
+        validate=lambda model: {"score": 0},
+        folder=tmp_path,
+        progress=False,
+    )
+    assert result.best == {"step": 5, "epoch": 1, "score": 2.0}
+    assert all(torch.equal(whole[name], value) for name, value in model.state_dict().items())
+
+
 def stop_at(step: int, config: TrainConfig, folder: Path) -> None:
     """Run up to a Ctrl-C in the middle of ``step``."""
     calls = iter(range(1, 1000))

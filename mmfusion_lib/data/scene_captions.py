@@ -14,7 +14,7 @@ SURFACES = {
     "wood": "a wooden table",
     "tiles": "a tiled table",
     "cloth": "a tablecloth",
-    "stone": "a stone slab",
+    "stone": "a marbled table",
 }
 WALLS = {
     "plaster": "a plain wall",
@@ -67,7 +67,7 @@ def captions(graph: Graph) -> list[str]:
                 (
                     "{front} in the foreground, with {rest} behind.",
                     "The object nearest to the camera is {front}.",
-                    "{front} stands in front, {rest} further back.",
+                    "{front} stands in front, with {rest} further back.",
                 )
             ).format(front=_noun(front, rng), rest=_list(by_depth[1:], rng))
         )

@@ -52,9 +52,8 @@ ANSWERS = {
     "count_left": NUMBERS,
     "count_right": NUMBERS,
 }
-MOST = 3  # no family is used more than this many times as often as the average one
-
 PATTERNS = {"plain": "no pattern", "striped": "stripes", "checked": "checks"}
+MOST = 3  # no family is used more than this many times as often as the average one
 
 Claim = tuple[Fact, str]  # a fact and the value that is asserted
 

@@ -104,7 +104,7 @@ def vqa(graphs: Iterable[Graph], seed: int = 0, limit: int | None = None) -> lis
                     "answer": spoken(answer),
                     "type": kind,
                 }
-                for answer, index in answers if index is not None
+                for answer, index in answers
             ]
     return sorted(rows, key=lambda row: (row["index"], TYPES.index(row["type"]), row["question"]))
 
@@ -122,13 +122,13 @@ def _rounds(groups: dict[Fact, dict[str, list[int]]], rng: random.Random) -> lis
         size = max(range(least, len(common) + 1), key=lambda n: n * len(group[common[n - 1]]))
         drawn = {}
         for answer in common[:size]:
-            count = len(group[answer])
+            count = len(group[common[size - 1]])
             # "exists" lists its scenes by difficulty, hardest first; others are drawn at random
             pick = (
                 group[answer][:count] if fact[0] == "exists" else rng.sample(group[answer], count)
             )
             drawn[answer] = pick
-        for turn, scenes in enumerate(__import__("itertools").zip_longest(*drawn.values())):
+        for turn, scenes in enumerate(zip(*drawn.values())):
             rounds.append((fact, turn, list(zip(drawn, scenes))))
     return rounds
 

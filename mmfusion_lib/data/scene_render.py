@@ -100,7 +100,8 @@ class Solid:
         """Trace this object alone, through the pixel centres of its window of the image.
 
         Returns:
-            depth (size, size) float32, 1e30 where the object is not, and face (size, size), -1 there.
+            depth (size, size) float32, 1e30 where the object is not, and face (size, size), -1
+            there.
         """
         spots = np.clip(camera.project(self.vertices) * size, 0, size)
         (x0, y0), (x1, y1) = np.floor(spots.min(0)).astype(int), np.ceil(spots.max(0)).astype(int)
@@ -130,8 +131,8 @@ class Labels:
     """What the camera sees at pixel centres.
 
     ``depth`` (H, W) float32 metres along the optical axis; ``normal`` (H, W, 3) float32, unit, in
-    camera space, of the mesh's flat faces; ``instances`` (H, W) uint8, 255 for table and wall; ``alone`` (K,) the pixels that
-    each object would have if no other stood before it.
+    camera space, of the mesh's flat faces; ``instances`` (H, W) uint8, 255 for table and wall;
+    ``alone`` (K,) the pixels that each object would have if no other stood before it.
     """
 
     depth: np.ndarray
@@ -181,7 +182,7 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def background(camera: Camera, room: Room, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (...) of the nearer of table and wall along rays (..., 3), and whether it is the wall."""
+    """Depth (...) of the nearer of table and wall along rays (..., 3), and where it is the wall."""
     with np.errstate(divide="ignore"):
         table = np.float32(-camera.position[2]) / rays[..., 2]
         wall = np.float32(room.wall_y - camera.position[1]) / rays[..., 1]
@@ -220,9 +221,9 @@ def labels(camera: Camera, room: Room, solids: list[Solid], size: int) -> Labels
 
 
 def edges(camera: Camera, found: Labels) -> np.ndarray:
-    """Edge map (H, W) uint8, 0 or 255: a new instance, a step in depth, a crease of over 35 degrees.
+    """Edge map (H, W) uint8, 0 or 255: a new instance, a step of over 15 mm, a crease of over 35°.
 
-    A step in depth is measured off the surface, in metres: how far the neighbour lies from this
+    A step is measured off the surface: how far the neighbour lies from this
     pixel's tangent plane, and this pixel from the neighbour's; a table seen at a low angle is
     therefore no edge. Of the two pixels at an edge the left or upper one is marked.
     """

@@ -16,7 +16,7 @@ from .scene_render import Camera, Room, Solid, background, dot, face_normals, fi
 
 
 def picture(camera: Camera, room: Room, solids: list[Solid], size: int) -> np.ndarray:
-    """The picture (size, size, 3) uint8: flat colours, one hard light, shadows, 2 x 2 rays a pixel."""
+    """The picture (size, size, 3) uint8, of 2 x 2 rays a pixel."""
     rays = camera.rays(2 * size).reshape(-1, 3)  # (N, 3), N = 4 * size * size
     starts = np.cumsum([0] + [len(s.vertices) for s in solids[:-1]])
     vertices = np.concatenate([s.vertices for s in solids])
@@ -45,12 +45,8 @@ def picture(camera: Camera, room: Room, solids: list[Solid], size: int) -> np.nd
 
     lit = _lit(tracer, points, normal, room.light)
     light = room.light.astype(np.float32)
-    facing = np.maximum(normal @ light, 0) * lit
-    between = light - rays / np.sqrt(dot(rays, rays))  # between the light and the viewer
-    between /= np.sqrt(dot(between, between))
-    shine = 45 * np.maximum(dot(normal, between)[:, 0], 0) ** 24 * lit * on_object
-    colour *= (0.5 + 0.1 * normal[:, 2] + 0.52 * facing)[:, None]
-    colour += shine[:, None]
+    colour *= (0.5 + 0.1 * normal[:, 2] + 0.52 * np.maximum(normal @ light, 0) * lit)[:, None]
+    colour[on_object] += _shine(normal[on_object], rays[on_object], light) * lit[on_object, None]
     colour = colour.reshape(size, 2, size, 2, 3)
     colour = (colour[:, 0] + colour[:, 1]).sum(2) / 4  # (size, size, 3)
     return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
@@ -61,6 +57,13 @@ def _lit(tracer, points: np.ndarray, normal: np.ndarray, light: np.ndarray) -> n
     towards = np.broadcast_to(light.astype(np.float32), points.shape).copy()
     blocked = tracer.run(points + np.float32(1e-3) * normal, towards, query="OCCLUDED")
     return (blocked < 0).astype(np.float32)
+
+
+def _shine(normal: np.ndarray, rays: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """The highlight (N, 1): strongest where the normal halves the angle of light and viewer."""
+    between = light - rays / np.sqrt(dot(rays, rays))
+    between /= np.sqrt(dot(between, between))
+    return 45 * np.maximum(dot(normal, between), 0) ** 24
 
 
 def _paint(solid: Solid, materials: np.ndarray, local: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def box(x, y, z) -> trimesh.Trimesh:
 
 
 def lathe(profile, at=(0.0, 0.0, 0.0), sections: int = 28) -> trimesh.Trimesh:
-    """A surface of revolution about the vertical line through ``at``: ``profile`` is (r, z) pairs."""
+    """A surface of revolution about the vertical line through ``at``; ``profile``: (r, z) pairs."""
     mesh = creation().revolve(np.array(profile, dtype=float), sections=sections)
     mesh.apply_translation(at)
     return mesh

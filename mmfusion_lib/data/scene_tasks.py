@@ -10,7 +10,7 @@ task              text alone                             image alone
 `vqa`             1 / answers of the type: 1/2 for       the same prior, as the picture does not
                   exists, side and near, 1/4 for count,  say what is asked
                   about 1/8 for colour, 1 / kinds, 1 /
-                  words
+                  words seen
 `captions`        a prior over captions                  the task
 `fewshot_kinds`   no text                                the task
 ================  =====================================  ========================================

@@ -7,9 +7,9 @@ run goes on from there. The folder's name is a digest of the generator's source,
 the packages it draws with, of size and seed: a changed generator never reads old scenes.
 
 A row holds ``id``, ``image`` (a PNG, as ``datasets.Image``), the labels as PNG bytes and ``graph``
-as JSON; ``decode`` turns it into a ``Scene``. Two labels are rounded by this: depth to 0.1 mm (error
-<= 0.05 mm) and normals to 8 bits a component (error <= 0.4 degrees). A row takes about 21 KB of
-memory and of disk.
+as JSON; ``decode`` turns it into a ``Scene``. Two labels are rounded by this: depth to 0.1 mm
+(error <= 0.05 mm) and normals to 8 bits a component (error <= 0.4 degrees). A row takes about 21 KB
+of memory and of disk.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def decode(row: Mapping[str, Any]) -> Scene:
             arrays[name] = np.array(picture)
         except (KeyError, OSError, SyntaxError, ValueError) as error:
             raise InputError(
-                f"Column {name!r} of scene {row.get('id')!r} cannot be decoded: give a whole row of "
-                "scenes.load."
+                f"Column {name!r} of scene {row.get('id')!r} cannot be decoded: give a whole row "
+                "of scenes.load."
             ) from error
     normal = arrays["normal"].astype(np.float32) / np.float32(127.5) - 1
     return Scene(
@@ -287,7 +287,7 @@ def _order(idle: SimpleQueue, order: list) -> None:
 
 
 def _serve() -> None:
-    """The life of a worker: read orders from standard input, answer each with a problem or ``""``."""
+    """A worker's life: read orders from standard input, answer each with a problem or ``""``."""
     for line in sys.stdin:
         folder, split, first, size, seed = json.loads(line)
         try:

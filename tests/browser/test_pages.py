@@ -42,7 +42,7 @@ def test_no_horizontal_scroll_on_a_phone(browser, site, page):
             """
             const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
             const out = [...document.querySelectorAll("main *")]
-              .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+              .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
               .slice(0, 5).map(e => e.tagName + "." + e.className);
             return [wide, out];
             """

@@ -1,0 +1,73 @@
+"""The command line: quick, and one sentence for bad input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmfusion_lib.__main__ import main
+
+
+def test_help_names_every_command_without_importing_torch():
+    code = (
+        "import sys\nfrom mmfusion_lib.__main__ import parser\nprint(parser().format_help())\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    for command in ("env", "run", "lab", "records", "card", "build", "fit", "predict"):
+        assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["run", "nothing"], "Unknown recipe 'nothing'"),
+        (["run", "figures-probes", "--scale", "huge"], "Unknown scale 'huge'"),
+        (["records", "gossip"], "Unknown table 'gossip'"),
+        (["build", "imagenet", "--out", "x"], "Unknown data set 'imagenet'"),
+        (["predict", "nowhere.safetensors", "--text", "a"], "nowhere.safetensors does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(cache, capsys, argv, words):
+    assert main(argv) == 2
+    out = capsys.readouterr()
+    assert words in out.err
+    assert out.err.startswith("error: ")
+    assert out.err.strip().count("\n") == 0
+    assert "Traceback" not in out.err
+
+
+def test_a_missing_data_root_is_named(cache, capsys, monkeypatch):
+    monkeypatch.delenv("MMFUSION_DATA", raising=False)
+    assert main(["run", "figures-probes", "--scale", "smoke"]) == 2
+    assert "MMFUSION_DATA" in capsys.readouterr().err
+
+
+def test_a_missing_device_is_named(cache, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("MMFUSION_DEVICE", "cuda")
+    assert main(["run", "scratch-vit", "--scale", "smoke"]) == 2
+    assert "'cuda' was asked for" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_status_130(monkeypatch, capsys):
+    from mmfusion_lib import runs
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run", stop)
+    assert main(["run", "scratch-vit"]) == 130
+    assert "again to go on" in capsys.readouterr().err
+
+
+def test_records_are_listed(capsys):
+    assert main(["records"]) == 0
+    assert "`figures-probes`" in capsys.readouterr().out
