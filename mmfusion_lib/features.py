@@ -105,6 +105,11 @@ class Features:
     mask: torch.Tensor | None
     folder: Path
 
+    @property
+    def digest(self) -> str:
+        """Names the content: weights, depth, transform and data; checked when training resumes."""
+        return self.folder.name
+
     def __len__(self) -> int:
         return len(self.values)
 

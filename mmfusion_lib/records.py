@@ -65,15 +65,18 @@ class Record:
                 f"{', '.join([*self.results, *self.comparisons])}."
             )
         r = self.results[name]
+        if r["unit"] == "parameters":
+            return f"{r['mean']:,.0f}"
         spread = f" ± {r['std']:.3f}" if len(r["values"]) > 1 else ""
         return f"{r['mean']:.3f}{spread}"
 
     def caption(self) -> str:
         """One line that says where the numbers come from."""
         m = self.machine
+        seeds = f"{len(self.seeds)} seeds" if self.seeds else "nothing random"
         return (
             f"Recorded at {self.scale} scale on {self.date}: {m['device']}, {m['cores']} cores, "
-            f"{len(self.seeds)} seeds, {self.seconds / 60:.0f} minutes."
+            f"{seeds}, {self.seconds / 60:.1f} minutes."
         )
 
     def save(self, folder: Path | None = None) -> Path:
@@ -288,7 +291,7 @@ def markdown(what: str) -> str:
         if chapter and claim.chapter != chapter:
             continue
         ours, verdict = claim.verdict()
-        value = "-" if claim.value is None else f"{claim.value:g}"
+        value = "-" if claim.value is None else f"{claim.value:,.10g}"
         if claim.tolerance is not None:
             value += f" ± {claim.tolerance:g}"
         source = f"{claim.source}, {claim.where} ({claim.provenance})"

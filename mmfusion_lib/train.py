@@ -10,6 +10,9 @@ Read it from the top. Four rules make a run repeatable, and exactly resumable af
 Rules 1 to 3 are in ``repeatable.py``, rule 4 in ``train_config.py``. What remains to be stored is the
 weights that train, the optimizer's moments and s: ``resume.py``. On a GPU some kernels add in any
 order, so there the curves agree to rounding.
+
+Several processes: ``accelerate launch --multi_gpu --num_processes 8 script.py``. Without a GPU, put
+``ACCELERATE_USE_CPU=true`` before the same line (``--cpu`` starts one process only).
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def train_mode(model: nn.Module) -> nn.Module:
     So dropout inside a frozen encoder is off and its BatchNorm statistics stand still: the features
     of a frozen part are the same in training, in evaluation and from a cache. PMF's released code
     leaves dropout on inside frozen BERT; the paper does not say which it used.
-    A module without parameters, such as a dropout layer, follows the module that owns it.
+    A module without parameters, such as a dropout layer, follows the module that owns it: in an
+    encoder whose top layers train, dropout on the embeddings is on, unless its configuration has 0.
     """
     model.train()
     for module in model.modules():

@@ -115,6 +115,8 @@ def test_committed_claims_point_at_recipes_and_results():
 
 def test_committed_records_hold_enough_seeds():
     for record in records.load_all():
+        if not record.seeds:  # counted or derived: nothing is random
+            continue
         assert len(record.seeds) >= 3
         for result in record.results.values():
             assert len(result["values"]) >= 3
