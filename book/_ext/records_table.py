@@ -1,9 +1,9 @@
 """Generated tables, at the place in a page where they are named: nobody types a number.
 
-    ```{records} claims:01          a table of `mmfusion_lib.records.markdown`: claims or status
-    ```
-    ```{build-facts}                machine and versions of this build
-    ```
+```{records} claims:01          a table of `mmfusion_lib.records.markdown`: claims or status
+```
+```{build-facts}                machine and versions of this build
+```
 """
 
 from __future__ import annotations

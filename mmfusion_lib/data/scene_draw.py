@@ -169,7 +169,7 @@ def _draw_things(rng: np.random.Generator, split: str, count: int) -> list[dict[
             colour, kind = held_out[rng.integers(len(held_out))]
         else:
             repeat = things and rng.random() < _REPEAT
-            kind = things[rng.integers(len(things))]["kind"] if repeat else str(rng.choice(KINDS))
+            kind = things[rng.integers(len(things))]["kind"] if repeat else _draw_kind(rng)
             allowed = [c for c in COLOURS if split == "test" or (c, kind) not in HELD_OUT]
             colour = str(rng.choice(allowed))
         texture, size = str(rng.choice(TEXTURES)), str(rng.choice(list(SIZES)))
@@ -184,6 +184,12 @@ def _draw_things(rng: np.random.Generator, split: str, count: int) -> list[dict[
             }
         )
     return things
+
+
+def _draw_kind(rng: np.random.Generator) -> str:
+    """Any kind; a sign three times as often as another, so that questions about words are many."""
+    weights = np.array([3.0 if kind == "sign" else 1.0 for kind in KINDS])
+    return str(rng.choice(KINDS, p=weights / weights.sum()))
 
 
 def _place(rng, camera: Camera, things: list[dict]) -> list[Solid] | None:
