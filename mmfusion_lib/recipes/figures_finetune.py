@@ -79,6 +79,7 @@ def _probe(
     probe = probes.fit_probe(
         found["train"][rows], data["train"].labels[rows],
         found["validation"], data["validation"].labels, num_classes=classes,
+        decays=s["decays"],
     )  # fmt: skip
     return probe.predict(found["test"]), {"validation": probe.validation}
 
@@ -141,8 +142,9 @@ _LAB = {
     "image_size": 112,
     "text_layers": 6,
     "words": 5,
-    "epochs": {"image": 4, "text": 5},
+    "epochs": {"image": 3, "text": 5},
     "lrs": {"image": [3e-5, 1e-4], "text": [3e-5, 1e-4]},
+    "decays": [1e-2, 1e-1],  # of the probes: as many trials as there are learning rates
 }
 
 RECIPE = Recipe(
@@ -159,6 +161,7 @@ RECIPE = Recipe(
             "text_layers": 2,
             "epochs": {"image": 1, "text": 1},
             "lrs": {"image": [1e-4], "text": [1e-4]},
+            "decays": [1e-1],
         },
         "lab": _LAB,
         "paper": {**_LAB, "image_layers": 12, "image_size": 224, "words": None},
