@@ -197,7 +197,7 @@ def extract(
         raise InputError("There is nothing to extract features from: the data set is empty.")
     depths = sorted(set(depths))
     _check_depths(encoder, depths)
-    folders = _folders(encoder, data, depths, pool, dtype)
+    lock, folders = _folders(encoder, data, depths, pool, dtype)
     missing = [d for d in depths if not (folders[d] / "meta.json").exists()]
     if missing:
         from filelock import FileLock
