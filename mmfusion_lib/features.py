@@ -202,7 +202,7 @@ def extract(
     if missing:
         from filelock import FileLock
 
-        with _guarded(folders), FileLock(_root() / "lock"):
+        with _guarded(folders), FileLock(lock):
             missing = [d for d in missing if not (folders[d] / "meta.json").exists()]
             if missing:
                 where = settings.device(device)
@@ -214,13 +214,15 @@ def extract(
 
 def _folders(
     encoder: nn.Module, data: Images | Texts, depths: Sequence[int], pool: Pool, dtype: str
-) -> dict[int, Path]:
+) -> tuple[Path, dict[int, Path]]:
+    """A lock for this encoder on these data, and the folder of each depth."""
     from .checkpoints import weights_digest
 
     # The same weights compute something else with other heads or another activation.
     model = digest(weights_digest(encoder), repr(getattr(encoder, "config", None)))
     content = data.digest()
-    return {d: _root() / digest(model, content, d, pool, dtype) for d in depths}
+    lock = _root() / f"{digest(model, content, pool, dtype)}.lock"
+    return lock, {d: _root() / digest(model, content, d, pool, dtype) for d in depths}
 
 
 def _root() -> Path:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import settings
 from ..errors import InputError
 from . import subsets
 
@@ -47,8 +48,9 @@ def load(name: str, split: str, count: int | None = None, seed: int = 0) -> Prob
 
     Args:
         name: ``figures`` (subject of a textbook figure, 11 classes), ``scenes`` (kind of the
-            object nearest to the camera; the caption is the first reference) or ``crops`` (kind of
-            a single object cut out of a scene; no caption).
+            object nearest to the camera; the caption is the first reference), ``crops`` (kind of a
+            single object cut out of a scene; no caption), or a set of your own: ``food101`` stands
+            for ``<data root>/food101/food101.csv`` in the form of :mod:`mmfusion_lib.data.folder`.
         split: train, validation or test.
         count: stratified subset of this size; None takes all (scenes and crops: 2,000).
         seed: of the subset.
@@ -56,14 +58,11 @@ def load(name: str, split: str, count: int | None = None, seed: int = 0) -> Prob
     Raises:
         InputError: unknown name or split, the set is absent, or it has fewer items.
     """
-    if name == "figures":
-        problem = _figures(split)
-    elif name == "scenes":
+    if name == "scenes":
         return _scenes(split, count or 2000)
-    elif name == "crops":
+    if name == "crops":
         return _crops(split, count or 2000)
-    else:
-        raise InputError(f"Unknown problem {name!r}: use figures, scenes or crops.")
+    problem = _figures(split) if name == "figures" else _own(name, split)
     if count is None:
         return problem
     return problem.take(subsets.stratified(problem.labels.tolist(), count, seed))
@@ -77,6 +76,25 @@ def _figures(split: str) -> Problem:
     groups = [f"{a}/{b}" for a, b in zip(rows["subject"], rows["section"])]
     labels = torch.tensor(rows["subject"])
     return Problem(_encoded(rows), rows["caption"][:], labels, groups, figures.CLASSES)
+
+
+def _own(name: str, split: str) -> Problem:
+    from . import folder
+
+    root = settings.data_root()
+    path = root and root / name / f"{name}.csv"
+    if path is None or not path.is_file():
+        raise InputError(
+            f"There is no problem {name!r}: use figures, scenes or crops, or put your own table "
+            f"at {path or f'MMFUSION_DATA/{name}/{name}.csv'} (columns image, text, label, split)."
+        )
+    parts = folder.split(folder.load(path))
+    if split not in parts:
+        raise InputError(f"{name} has no split {split!r}: use {', '.join(parts)}.")
+    rows = parts[split]
+    captions = rows["text"][:] if "text" in rows.column_names else [""] * len(rows)
+    classes = tuple(rows.features["label"].names)
+    return Problem(_encoded(rows), captions, torch.tensor(rows["label"]), rows["id"][:], classes)
 
 
 def _scenes(split: str, count: int) -> Problem:

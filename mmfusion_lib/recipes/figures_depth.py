@@ -110,8 +110,10 @@ RECIPE = Recipe(
             "text_layers": 3,
         },
         "lab": _LAB,
-        "paper": {
+        "paper": {  # PMF's encoders and, where a table is there, its data
             **_LAB,
+            "problem": "food101",
+            "share": 1.0,
             "image_encoder": "vit-base",
             "text_encoder": "bert-base",
             "text_layers": 12,

@@ -24,12 +24,12 @@ def datasets(s: Settings, kind: str) -> dict[str, Any]:
     for split in SPLITS:
         problem = problems.load(s["problem"], split, s["count"][split])
         if kind == "image":
-            transform = checkpoints.image_transform("dinov2-small", size=s["image_size"])
+            transform = checkpoints.image_transform(s["image_encoder"], size=s["image_size"])
             found[split] = unimodal.LabelledImages(
                 problem.images, problem.labels, transform, augmented=split == "train"
             )
         else:
-            tokenizer = checkpoints.load_tokenizer("minilm-l6")
+            tokenizer = checkpoints.load_tokenizer(s["text_encoder"])
             texts = problem.texts(s["words"])
             found[split] = unimodal.LabelledTexts(texts, problem.labels, tokenizer)
     return found
@@ -38,8 +38,8 @@ def datasets(s: Settings, kind: str) -> dict[str, Any]:
 def encoder(s: Settings, kind: str) -> Any:
     """The pretrained encoder, cut as the settings say."""
     if kind == "image":
-        return checkpoints.load_image_encoder("dinov2-small", depth=s["image_layers"])
-    return checkpoints.load_text_encoder("minilm-l6", depth=s["text_layers"])
+        return checkpoints.load_image_encoder(s["image_encoder"], depth=s["image_layers"])
+    return checkpoints.load_text_encoder(s["text_encoder"], depth=s["text_layers"])
 
 
 def units(s: Settings) -> list[str]:
@@ -68,10 +68,10 @@ def _probe(
     for split in SPLITS:
         problem = problems.load(s["problem"], split, s["count"][split])
         if kind == "image":
-            transform = checkpoints.image_transform("dinov2-small", size=s["image_size"])
+            transform = checkpoints.image_transform(s["image_encoder"], size=s["image_size"])
             inputs = features.Images(problem.images, transform)
         else:
-            tokenizer = checkpoints.load_tokenizer("minilm-l6")
+            tokenizer = checkpoints.load_tokenizer(s["text_encoder"])
             inputs = features.Texts(problem.texts(s["words"]), tokenizer)
         depth = len(frozen.layers)
         extracted = features.extract(frozen, inputs, depths=[depth], pool="mean")
@@ -138,6 +138,8 @@ _LAB = {
     "problem": "figures",
     "count": {"train": None, "validation": None, "test": None},
     "share": 0.9,  # of the training items that each seed draws
+    "image_encoder": "dinov2-small",
+    "text_encoder": "minilm-l6",
     "image_layers": 8,
     "image_size": 112,
     "text_layers": 6,
@@ -164,7 +166,18 @@ RECIPE = Recipe(
             "decays": [1e-1],
         },
         "lab": _LAB,
-        "paper": {**_LAB, "image_layers": 12, "image_size": 224, "words": None},
+        "paper": {  # PMF's baselines "ViT" and "BERT"; epochs and learning rates are chosen
+            **_LAB,
+            "problem": "food101",
+            "share": 1.0,
+            "image_encoder": "vit-base",
+            "text_encoder": "bert-base",
+            "image_layers": 12,
+            "text_layers": 12,
+            "image_size": 224,
+            "words": None,
+            "epochs": {"image": 10, "text": 10},
+        },
     },
     minutes={"smoke": 0.4, "lab": 60, "paper": 400},
     units=units,

@@ -144,8 +144,10 @@ RECIPE = Recipe(
             "words": [1, 5, None],
         },
         "lab": _LAB,
-        "paper": {
+        "paper": {  # PMF's encoders and, where a table is there, its data
             **_LAB,
+            "problem": "food101",
+            "share": 1.0,
             "image_encoder": "vit-base",
             "image_depth": 12,
             "text_encoder": "bert-base",

@@ -22,10 +22,10 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def small_vit(size: int, width: int = 192, depth: int = 6) -> EncoderConfig:
-    """A ViT for pictures of ``size`` pixels in patches of 8: 2.7 M parameters by default."""
+    """A ViT for pictures of ``size`` pixels in patches of 8 (16 from 112 pixels on)."""
     return EncoderConfig(
         kind="image", width=width, depth=depth, heads=3, mlp_width=4 * width,
-        image_size=size, patch_size=8, dropout=0.1, readout="mean",
+        image_size=size, patch_size=8 if size < 112 else 16, dropout=0.1, readout="mean",
     )  # fmt: skip
 
 
