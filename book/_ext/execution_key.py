@@ -43,14 +43,21 @@ def data_files(root: Path | None) -> list[str]:
     if root is None:
         return []
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    stats = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
-    return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    stats = [
+        (path.relative_to(root).as_posix(), path.stat()) for path in files
+    ]
+    return [
+        f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats
+    ]
 
 
 def pinned_versions(pyproject: Path) -> list[str]:
     """Installed version of every package that ``pyproject.toml`` pins."""
     pins = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["uv"]
-    names = {re.split(r"[=;\s]", pin, maxsplit=1)[0] for pin in pins["constraint-dependencies"]}
+    names = {
+        re.split(r"[=;\s]", pin, maxsplit=1)[0]
+        for pin in pins["constraint-dependencies"]
+    }
     lines = []
     for name in sorted(names):
         try:
@@ -68,7 +75,9 @@ def parts(book: Path) -> dict[str, str]:
     """
     return {
         "library": digest(contents(book.parent / "mmfusion_lib", "*.py")),
-        "data": digest(data_files(settings.data_root())) if settings.data_root() else "none",
+        "data": digest(data_files(settings.data_root()))
+        if settings.data_root()
+        else "none",
         "records": digest(contents(book / "results", "*")),
         "packages": digest(pinned_versions(book.parent / "pyproject.toml")),
         "scale": settings.scale(),
@@ -78,7 +87,9 @@ def parts(book: Path) -> dict[str, str]:
 
 def name_cache(app: Sphinx, config: Config) -> None:
     """Choose the cache folder, drop the outdated ones of this scale, and fill the page footer."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are for people who wait
+    os.environ.setdefault(
+        "TQDM_DISABLE", "1"
+    )  # progress bars are for people who wait
     key = parts(Path(app.confdir))
     name = f"{key['scale']}-{digest([f'{part} {value}' for part, value in key.items()])}"
     caches = Path(app.outdir).parent / FOLDER

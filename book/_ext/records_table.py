@@ -23,7 +23,9 @@ class Generated(SphinxDirective):
 
     def parse(self, text: str) -> list[nodes.Node]:
         container = nodes.container(classes=["records"])
-        self.state.nested_parse(StringList(text.splitlines(), "records"), 0, container)
+        self.state.nested_parse(
+            StringList(text.splitlines(), "records"), 0, container
+        )
         return [container]
 
 
@@ -61,7 +63,11 @@ class BuildFacts(Generated):
             *records.versions().items(),
         ]
         lines = ["| what | found |", "| --- | --- |"]
-        return self.parse("\n".join(lines + [f"| {name} | {value} |" for name, value in rows]))
+        return self.parse(
+            "\n".join(
+                lines + [f"| {name} | {value} |" for name, value in rows]
+            )
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .result import checker
 
 
-@checker("masked mean")
+@checker("1 masked mean")
 def check_masked_mean(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``fn(tokens (B, N, D), mask (B, N)) -> (B, D)``, the mean over the kept tokens."""
 
@@ -38,7 +38,7 @@ def check_masked_mean(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     return ""
 
 
-@checker("an honest depth")
+@checker("2 an honest depth")
 def check_choose_depth(fn: Callable[[dict, dict], tuple[int, float]]) -> str:
     """``fn({depth: validation accuracy}, {depth: test accuracy}) -> (depth, test accuracy)``."""
 
@@ -60,7 +60,7 @@ def check_choose_depth(fn: Callable[[dict, dict], tuple[int, float]]) -> str:
     return ""
 
 
-@checker("the cache key")
+@checker("3 the cache key")
 def check_cache_key(fn: Callable[[str, int, str, Sequence[str]], str]) -> str:
     """``fn(weights, depth, transform, items) -> key``: equal for equal parts, else different."""
 
@@ -83,7 +83,7 @@ def check_cache_key(fn: Callable[[str, int, str, Sequence[str]], str]) -> str:
     return ""
 
 
-@checker("resume")
+@checker("4 resume")
 def check_resume(fn: Callable[[Sequence[int], Sequence[int]], tuple[int, list[int]]]) -> str:
     """``fn(file sizes, bytes a row) -> (first row to compute, bytes to keep of each file)``."""
 
@@ -108,7 +108,7 @@ def check_resume(fn: Callable[[Sequence[int], Sequence[int]], tuple[int, list[in
     return ""
 
 
-@checker("standardise")
+@checker("5 standardise")
 def check_standardise(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> str:
     """``fn(train (N, D), test (M, D)) -> both``, scaled by what the training part knows."""
 
@@ -132,7 +132,7 @@ def check_standardise(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> 
     return ""
 
 
-@checker("paired interval")
+@checker("6 paired interval")
 def check_paired_interval(
     fn: Callable[[Tensor, Tensor, Sequence[str]], tuple[float, float]],
 ) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -12,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Result:
-    """What a checker found: ``print`` shows one line."""
+    """What a checker found; ``print`` shows it."""
 
     exercise: str
     hint: str = ""  # empty when the function passed
@@ -22,7 +23,8 @@ class Result:
         return not self.hint
 
     def __str__(self) -> str:
-        return f"{self.exercise}: " + (f"not yet: {self.hint}" if self.hint else "passed")
+        said = f"not yet: {self.hint}" if self.hint else "passed"
+        return textwrap.fill(f"{self.exercise}: {said}", width=72, subsequent_indent="    ")
 
 
 def checker(exercise: str) -> Callable[[Callable[[Any], str]], Callable[[Any], Result]]:

@@ -1,15 +1,13 @@
 """Checkers for the exercises of chapter 1.
 
 Each takes the learner's function, tries it on small inputs whose answer the library knows, and
-returns a :class:`Result`. A wrong answer, or an exception inside the function, becomes a hint and
+returns a ``Result``. A wrong answer, or an exception inside the function, becomes a hint and
 is never raised: an unsolved notebook runs to its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
@@ -18,42 +16,10 @@ from torch import Tensor
 from ..accounting import encoder_parameters
 from ..blocks import Block, attention_weights
 from ..encoders import Encoder, EncoderConfig, ImageEncoder
+from .result import checker
 
 TOLERANCE = 1e-5
 DIAGNOSES = ("right", "softmax axis", "no scale", "shifted mask")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a checker found: ``print`` shows one line."""
-
-    exercise: str
-    hint: str = ""  # empty when the function passed
-
-    @property
-    def passed(self) -> bool:
-        return not self.hint
-
-    def __str__(self) -> str:
-        return f"{self.exercise}: " + (f"not yet: {self.hint}" if self.hint else "passed")
-
-
-def _checker(exercise: str) -> Callable[[Callable[[Any], str]], Callable[[Any], Result]]:
-    """Turn ``function -> hint`` into ``function -> Result`` that never raises."""
-
-    def decorate(hint_for: Callable[[Any], str]) -> Callable[[Any], Result]:
-        @wraps(hint_for)
-        def check(function: Any) -> Result:
-            try:
-                with torch.no_grad():
-                    return Result(exercise, hint_for(function))
-            except Exception as error:  # whatever the learner's function does
-                kind = type(error).__name__
-                return Result(exercise, f"your function raised {kind}: {error}")
-
-        return check
-
-    return decorate
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -95,7 +61,7 @@ def attention_with(fault: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Ten
     return attention
 
 
-@_checker("1 find the bug")
+@checker("1 find the bug")
 def check_diagnosis(diagnose: Callable[[Callable], str]) -> str:
     """``diagnose(attention)`` names the fault of ``attention``: one of ``DIAGNOSES``.
 
@@ -120,7 +86,7 @@ def check_diagnosis(diagnose: Callable[[Callable], str]) -> str:
 # ------------------------------------------------------------------ 2. hide the future
 
 
-@_checker("2 hide the future")
+@checker("2 hide the future")
 def check_causal(causal_attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     """``causal_attention(query, key, value)``: all (B, H, N, d); token i reads tokens 0..i only."""
     query, key, value = (_random(2, 2, 5, 4, seed=seed) for seed in range(3))
@@ -147,7 +113,7 @@ def check_causal(causal_attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -
 # ------------------------------------------------------------------ 3. positions
 
 
-@_checker("3a sinusoidal positions")
+@checker("3a sinusoidal positions")
 def check_sinusoidal(sinusoidal: Callable[[int, int], Tensor]) -> str:
     """``sinusoidal(count, width)`` -> (count, width): Vaswani et al. 2017, section 3.5."""
     expected = torch.tensor(
@@ -174,7 +140,7 @@ def check_sinusoidal(sinusoidal: Callable[[int, int], Tensor]) -> str:
     return ""
 
 
-@_checker("3b resized positions")
+@checker("3b resized positions")
 def check_resized(resize_positions: Callable[[Tensor, int, int], Tensor]) -> str:
     """``resize_positions(table, rows, columns)``: (1, 1 + s s, D) -> (1, 1 + rows columns, D)."""
     config = EncoderConfig("image", 8, 1, 1, 8, image_size=16, patch_size=4)
@@ -196,17 +162,14 @@ def check_resized(resize_positions: Callable[[Tensor, int, int], Tensor]) -> str
 # ------------------------------------------------------------------ 4. where the norm stands
 
 
-@_checker("4 where the norm stands")
+@checker("4 where the norm stands")
 def check_block(run_block: Callable[[Block, Tensor, bool], Tensor]) -> str:
     """``run_block(block, tokens, pre_norm)``: (B, N, D) -> (B, N, D), from the block's parts."""
     tokens = _random(2, 3, 8, seed=1)
     for pre_norm in (True, False):
-        torch_state = torch.random.get_rng_state()
-        torch.manual_seed(0)
         block = Block(8, 2, 16, pre_norm=pre_norm).eval()
-        for parameter in block.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-        torch.random.set_rng_state(torch_state)
+        for seed, parameter in enumerate(block.parameters()):
+            parameter.copy_(_random(*parameter.shape, seed=seed))
         expected, found = block(tokens), run_block(block, tokens.clone(), pre_norm)
         if hint := _shape(found, expected):
             return hint
@@ -228,7 +191,7 @@ def _as_pre_norm(block: Block) -> Block:
 # ------------------------------------------------------------------ 5. readouts
 
 
-@_checker("5 readouts")
+@checker("5 readouts")
 def check_readout(readout: Callable[[Tensor, Tensor, str], Tensor]) -> str:
     """``readout(tokens, mask, rule)``: (B, N, D), (B, N) -> (B, D), or (B, 2 D) for "cls+mean"."""
     tokens = _random(2, 4, 3)
@@ -252,7 +215,7 @@ def check_readout(readout: Callable[[Tensor, Tensor, str], Tensor]) -> str:
 # ------------------------------------------------------------------ 6. count before you build
 
 
-@_checker("6 count before you build")
+@checker("6 count before you build")
 def check_count(count_parameters: Callable[[EncoderConfig], int]) -> str:
     """``count_parameters(config)``: parameters of a pre-norm image encoder, without building it."""
     base = {"kind": "image", "width": 768, "depth": 12, "heads": 12, "mlp_width": 3072}
