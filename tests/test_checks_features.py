@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,6 @@ def test_fault_is_named(case):
     result = check(fault)
     assert not result.passed
     assert str(result).split(": ")[1] == "not yet"
-    import re
-
     assert re.search(words, result.hint), result.hint
 
 
