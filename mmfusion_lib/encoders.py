@@ -2,7 +2,7 @@
 
 An encoder is anything with ``embed(inputs) -> tokens``, ``layers`` (each: tokens, mask -> tokens)
 and ``readout(tokens, mask) -> (B, R)``. The rest of the book knows nothing else about it, so a
-larger encoder is a change of one word. The whole forward pass is
+larger encoder is a change of one word. The whole forward pass is::
 
     tokens = encoder.embed(inputs)
     for layer in encoder.layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from ..records import spread
 from ..runs import Recipe, Settings
 
 SPLITS = ("train", "validation", "test")
+_load = lru_cache(maxsize=3)(problems.load)  # one entry a split
 
 
 def by_depth(s: Settings, split: str, kind: str) -> dict[int, torch.Tensor]:
     """{depth: (N, D)} for kind "image" or "text"; one pass over the data serves all depths."""
-    problem = problems.load(s["problem"], split, s["count"][split])
+    problem = _load(s["problem"], split, s["count"][split])
     name = s[f"{kind}_encoder"]
     if kind == "image":
         encoder = checkpoints.load_image_encoder(name, depth=s["image_layers"])
@@ -39,8 +41,8 @@ def units(s: Settings) -> list[str]:
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Probes at every depth: {depth: validation accuracy, test hits as a string of 0 and 1}."""
     kind, seed = unit.split("-seed-")
-    labels = {x: problems.load(s["problem"], x, s["count"][x]).labels for x in SPLITS}
-    classes = len(problems.load(s["problem"], "test", s["count"]["test"]).classes)
+    labels = {x: _load(s["problem"], x, s["count"][x]).labels for x in SPLITS}
+    classes = len(_load(s["problem"], "test", s["count"]["test"]).classes)
     size = round(s["share"] * len(labels["train"]))
     rows = subsets.stratified(labels["train"].tolist(), size, int(seed))
     parts = {x: by_depth(s, x, kind) for x in SPLITS}
@@ -60,7 +62,7 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Test accuracy by depth, the depth that validation would choose, two paired intervals."""
-    groups = list(problems.load(s["problem"], "test", s["count"]["test"]).groups)
+    groups = list(_load(s["problem"], "test", s["count"]["test"]).groups)
     results, curves, hits = {}, {}, {}
     for kind in ("image", "text"):
         runs = [done[f"{kind}-seed-{seed}"] for seed in s["seeds"]]

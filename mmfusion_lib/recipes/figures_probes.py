@@ -9,6 +9,7 @@ Controls: pairs shuffled at test time (the text of another item), and encoders w
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ from ..records import spread
 from ..runs import Recipe, Settings
 
 SPLITS = ("train", "validation", "test")
+_load = lru_cache(maxsize=3)(problems.load)  # one entry a split
 
 
 def columns(s: Settings, split: str, words: int | None, kind: str) -> torch.Tensor:
     """Mean-pooled features of one split: kind "image" or "text", "random-" in front for control."""
     random = kind.startswith("random-")
-    problem = problems.load(s["problem"], split, s["count"][split])
+    problem = _load(s["problem"], split, s["count"][split])
     name = s[kind.removeprefix("random-") + "_encoder"]
     if kind.endswith("image"):
         encoder, depth = checkpoints.load_image_encoder(name), s["image_depth"]
@@ -49,10 +51,10 @@ def units(s: Settings) -> list[str]:
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Probes of one seed, which draws the training subset: {method: right or wrong per item}."""
     seed = int(unit.removeprefix("seed-"))
-    labels = {x: problems.load(s["problem"], x, s["count"][x]).labels for x in SPLITS}
+    labels = {x: _load(s["problem"], x, s["count"][x]).labels for x in SPLITS}
     size = round(s["share"] * len(labels["train"]))
     rows = subsets.stratified(labels["train"].tolist(), size, seed)
-    classes = len(problems.load(s["problem"], "test", s["count"]["test"]).classes)
+    classes = len(_load(s["problem"], "test", s["count"]["test"]).classes)
     found: dict[str, Any] = {}
 
     def probe(name: str, parts: dict[str, torch.Tensor]) -> probes.Probe:
@@ -90,7 +92,7 @@ def summarise(s: Settings, done: dict[str, dict[str, str]]) -> dict[str, Any]:
     runs = [done[unit] for unit in units(s)]
     hits = {m: torch.tensor([[int(c) for c in run[m]] for run in runs]) for m in runs[0]}  # (S, N)
     results = {m: spread(h.double().mean(1).tolist()) for m, h in hits.items()}
-    groups = list(problems.load(s["problem"], "test", s["count"]["test"]).groups)
+    groups = list(_load(s["problem"], "test", s["count"]["test"]).groups)
     both, text = f"both-{s['central_words']}", f"text-{s['central_words']}"
     pairs = {
         f"{both} - image": (both, "image"),
