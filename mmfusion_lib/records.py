@@ -295,6 +295,8 @@ def markdown(what: str) -> str:
         if claim.tolerance is not None:
             value += f" ± {claim.tolerance:g}"
         source = f"{claim.source}, {claim.where} ({claim.provenance})"
+        if claim.source == "ours":
+            source = "ours"
         rows.append([claim.claim, source, claim.data, claim.metric, value, ours, verdict])
     return _table(["claim", "source", "data", "metric", "claimed", "ours", "verdict"], rows)
 

@@ -75,11 +75,13 @@ def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch, toy):
     (package / "recipes").mkdir(parents=True)
     monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
     recipe = dataclasses.replace(toy, run_unit=_in_module("mmfusion_lib.recipes.toy"))
-    (package / "recipes" / "toy.py").write_text("from .. import other\n")
+    (package / "recipes" / "toy.py").write_text("from .. import other\nfrom ..runs import Recipe\n")
     other = package / "other.py"
     other.write_text("x = 1\n")
     before = runs.code_digest(recipe)
     other.write_text('"""A docstring."""\n\nx = 1  # a comment\n')
+    assert runs.code_digest(recipe) == before
+    (package / "runs.py").write_text("bookkeeping = 1\n")
     assert runs.code_digest(recipe) == before
     other.write_text("x = 2\n")
     assert runs.code_digest(recipe) != before
