@@ -38,20 +38,23 @@ def parser() -> argparse.ArgumentParser:
     records.add_argument("what", nargs="?", default="status", help="status, claims, claims:CHAPTER")
 
     card = add("card", "Regenerate the numbers of a data card, or check them.")
-    card.add_argument("name", help="scenes, figures or groceries")
+    card.add_argument("name", help="scenes, figures, groceries, food101, mmimdb or snli_ve")
     card.add_argument("--check", action="store_true", help="change nothing; exit 1 on a difference")
 
-    build = add("build", "Fetch a public data set from its pinned repositories and convert it.")
-    build.add_argument("name", help="figures or groceries")
+    build = add("build", "Fetch a public data set, or take your download, and convert it.")
+    build.add_argument("name", help="figures, groceries or mmimdb")
     build.add_argument("--out", required=True, help="folder to write to; use it as MMFUSION_DATA")
+    build.add_argument("--source", help="of mmimdb: the file that you downloaded")
 
     fit = add("fit", "Train a classifier on your own images and texts.")
     fit.add_argument("data", help="CSV or JSONL table, or a folder with one sub-folder a class")
     fit.add_argument("--out", required=True, help="file to write, ending in .safetensors")
+    fit.add_argument("--model", default="probe", help="probe (default), or pmf: images with texts")
+    fit.add_argument("--epochs", type=int, help="passes over the training part, of pmf")
     fit.add_argument("--image-column", default="image")
     fit.add_argument("--text-column", default="text")
     fit.add_argument("--label-column", default="label")
-    fit.add_argument("--seed", type=int, default=0, help="of the train / validation / test split")
+    fit.add_argument("--seed", type=int, default=0, help="of the split, and of pmf's training")
 
     predict = add("predict", "Classify images or texts with a saved classifier.")
     predict.add_argument("model", help="file that `fit` wrote")
@@ -108,6 +111,8 @@ def _card(arguments: argparse.Namespace) -> int:
 
     if not arguments.check:
         cards.update(arguments.name)
+        if arguments.name in cards.PAPER_SETS:
+            print(cards.compare(arguments.name))
         return 0
     differences = cards.check(arguments.name)
     print("\n".join(differences) or f"The card of {arguments.name} is up to date.")
@@ -115,18 +120,39 @@ def _card(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    if arguments.name == "mmimdb":
+        from .data import build_mmimdb
+
+        if not arguments.source:
+            raise InputError("mmimdb is built from your download: give the file with --source.")
+        build_mmimdb.build(arguments.out, arguments.source)
+        return
+    if arguments.source:
+        raise InputError(f"--source is for mmimdb: {arguments.name} is fetched; leave it out.")
     if arguments.name == "figures":
         from .data.build_figures import build
     elif arguments.name == "groceries":
         from .data.build_groceries import build
     else:
-        raise InputError(f"Unknown data set {arguments.name!r}: build figures or groceries.")
+        raise InputError(
+            f"Unknown data set {arguments.name!r}: build figures, groceries or mmimdb."
+        )
     build(arguments.out)
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from .classifier import fit_table
+    more = {}
+    if arguments.model == "probe":
+        if arguments.epochs is not None:
+            raise InputError("A probe has no --epochs: leave it out, or add --model pmf.")
+        from .classifier import fit_table
+    elif arguments.model == "pmf":
+        from .pmf_classifier import PMFClassifierConfig, fit_table
 
+        epochs = {} if arguments.epochs is None else {"epochs": arguments.epochs}
+        more = {"config": PMFClassifierConfig(seed=arguments.seed, **epochs)}
+    else:
+        raise InputError(f"Unknown model {arguments.model!r}: use probe or pmf.")
     result = fit_table(
         arguments.data,
         arguments.out,
@@ -134,14 +160,15 @@ def _fit(arguments: argparse.Namespace) -> None:
         text_column=arguments.text_column,
         label_column=arguments.label_column,
         seed=arguments.seed,
+        **more,
     )
     print(result)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from .classifier import FeatureClassifier
+    from .pmf_classifier import load
 
-    model = FeatureClassifier.load(arguments.model)
+    model = load(arguments.model)
     images, texts = arguments.images or None, arguments.text
     prediction = model.predict(images, texts)
     names = images or texts

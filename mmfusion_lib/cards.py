@@ -2,6 +2,9 @@
 
 A card is ``data_cards/<name>.md``: prose, with a block between ``<!-- numbers -->`` and
 ``<!-- /numbers -->`` that `update` fills and `check` compares. Nobody types a number of the block.
+
+Sets that may not be passed on (`PAPER_SETS`) are not at hand: the block of their cards gives the
+published numbers, as the reader lists them with their source, and `compare` counts your own copy.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import difflib
 import hashlib
 import re
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ from . import settings
 from .errors import InputError
 from .files import sha256, write_text
 
-NAMES = ("scenes", "figures", "groceries")
+PAPER_SETS = ("food101", "mmimdb", "snli_ve")
+NAMES = ("scenes", "figures", "groceries", *PAPER_SETS)
 START, END = "<!-- numbers -->", "<!-- /numbers -->"
 NEAR = 12  # of 256 fingerprint bits: pictures that differ in at most so many are near-duplicates
 
@@ -66,6 +71,28 @@ def check(
     return [line for line in lines if line[:3] not in ("---", "+++", "@@ ")]
 
 
+def compare(name: str, root: str | Path | None = None) -> str:
+    """Published numbers of a set of `PAPER_SETS` beside those of your copy, as a Markdown table.
+
+    Args:
+        root: the set's own folder; by default ``<MMFUSION_DATA>/<name>``.
+
+    Raises:
+        InputError: as the set's reader.
+    """
+    from .data.paper_sets import compared
+
+    reader = _paper_set(name)
+    return compared(reader.PUBLISHED, reader.count(root))
+
+
+def _paper_set(name: str) -> Any:
+    """The reader of a set that is not distributed."""
+    if name not in PAPER_SETS:
+        raise InputError(f"{name!r} has no published numbers: use {', '.join(PAPER_SETS)}.")
+    return import_module(f"{__package__}.data.{name}")
+
+
 def front_matter(path: str | Path) -> dict[str, Any]:
     """The YAML block at the head of a card.
 
@@ -101,7 +128,8 @@ def numbers(name: str, root: str | Path | None = None) -> dict[str, Any]:
 
     For ``figures`` and ``groceries``: ``files`` (rows, bytes, SHA-256), ``classes`` (rows per class
     and split), ``texts`` (words), ``pictures`` (sizes) and ``faults``. For ``scenes``: the
-    generator's vocabulary; its files differ from machine to machine and are not listed.
+    generator's vocabulary; its files differ from machine to machine and are not listed. The sets
+    of `PAPER_SETS` have `compare` instead.
 
     Raises:
         InputError: as the set's reader.
@@ -117,7 +145,9 @@ def numbers(name: str, root: str | Path | None = None) -> dict[str, Any]:
 
         column = "label"
     else:
-        raise InputError(f"There is no data card {name!r}: use one of {', '.join(NAMES)}.")
+        raise InputError(
+            f"The numbers of {name!r} are not counted: use scenes, figures, groceries."
+        )
     from .data.packs import SPLITS
 
     root = settings.data_root() if root is None else Path(root)
@@ -273,6 +303,10 @@ def _size_numbers(sizes: list[tuple[int, int]]) -> dict[str, Any]:
 
 def render(name: str, root: str | Path | None = None) -> str:
     """The block of a card as Markdown tables."""
+    if name in PAPER_SETS:
+        from .data.paper_sets import published
+
+        return published(name, _paper_set(name).PUBLISHED)
     found = numbers(name, root)
     command = f"Counted by `python -m mmfusion_lib card {name}`; do not edit by hand."
     if name == "scenes":

@@ -13,8 +13,9 @@ import dataclasses
 import hashlib
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ from .wheels import WHEELS, check_sha256, fetch_wheel
 
 if TYPE_CHECKING:
     from .data.images import ImageTransform
+    from .pmf import PMF
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -101,6 +103,30 @@ def image_transform(name: str, size: int | None = None, crop: bool = False) -> I
         )
     mean, std = NORMALISATION[name]
     return ImageTransform(size, mean, std, crop)
+
+
+def load_official_pmf(
+    state_dict: State, vit: Mapping[str, Any], bert: Mapping[str, Any], pmf: Mapping[str, Any]
+) -> PMF:
+    """PMF with the weights of the official file, float32, in evaluation mode.
+
+    Logits equal those of ``PMF.py`` (yaoweilee/PMF). As there, fusion context prompts do not train.
+
+    Args:
+        state_dict: ``PMF(args).state_dict()`` of the official file under transformers 4: names
+            such as ``vit_encoder.encoder.layer.0.output.dense.weight``, ``bert_encoder.heads.bias``,
+            ``v2t_qp.0`` (M, D) or (1, M, D), ``t2v_trans.1.linear2.bias``. Its tensors are copied.
+        vit, bert: fields of the encoders' ``ViTConfig`` and ``BertConfig``; those left out are as
+            in transformers, further ones are ignored.
+        pmf: ``n_fusion_layers``, ``n_qp``, ``n_qcp``, ``n_fcp`` and ``n_classes``.
+
+    Raises:
+        InputError: a field is missing or makes no model, or names or shapes do not agree with the
+            fields; all that is missing, left over or of another shape is named.
+    """
+    from . import official_pmf
+
+    return official_pmf.load(state_dict, vit, bert, pmf)
 
 
 def weights_digest(module: nn.Module) -> str:

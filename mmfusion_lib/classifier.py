@@ -7,7 +7,7 @@ of the book has to beat: PMF's "Linear" (what both towers say, side by side, int
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,22 @@ class FeatureClassifier:
 
     def __init__(self, config: ClassifierConfig, classes: Sequence[str], probe: probes.Probe):
         self.config, self.classes, self.probe = config, tuple(classes), probe
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it reads: images, texts, or both."""
+        kinds = (("images", self.config.image_encoder), ("texts", self.config.text_encoder))
+        return tuple(kind for kind, encoder in kinds if encoder)
+
+    @property
+    def validation(self) -> float:
+        """Accuracy on the validation part."""
+        return self.probe.validation
+
+    @property
+    def chosen(self) -> str:
+        """What was chosen on the validation part."""
+        return f"weight decay {self.probe.decay:g}"
 
     @classmethod
     def fit(
@@ -144,7 +160,8 @@ class FeatureClassifier:
             raise InputError(f"{path} does not exist: check the path.") from error
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{path} is not a classifier of this library: give a file that `fit` has saved."
+                f"{path} is not a classifier with a probe: give a file that `fit --model probe` "
+                "has saved."
             ) from error
         for name, found in _digests(config).items():
             if meta["encoders"].get(name) != found:
@@ -223,7 +240,7 @@ class FitReport:
         modalities: what the classifier reads.
         accuracy: on the test part, which took no part in fitting or choosing; None without one.
         majority: accuracy there of always saying the commonest training class.
-        decay: the chosen weight decay.  validation: accuracy on the validation part.
+        validation: accuracy on the validation part.  chosen: what was chosen there.
     """
 
     out: Path
@@ -232,8 +249,8 @@ class FitReport:
     modalities: tuple[str, ...]
     accuracy: float | None
     majority: float | None
-    decay: float
     validation: float
+    chosen: str
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {part}" for part, count in self.counts.items())
@@ -241,7 +258,7 @@ class FitReport:
             f"classes     {len(self.classes)}: {', '.join(self.classes)}",
             f"reads       {' and '.join(self.modalities)}",
             f"items       {counts}",
-            f"validation  {self.validation:.3f} (weight decay {self.decay:g} chosen there)",
+            f"validation  {self.validation:.3f} ({self.chosen} chosen there)",
         ]
         if self.accuracy is None:
             lines.append("test        no test part: nothing is known about new items")
@@ -259,7 +276,8 @@ def fit_table(
     text_column: str | None = "text",
     label_column: str | None = "label",
     seed: int = 0,
-    config: ClassifierConfig | None = None,
+    config: Any = None,
+    fit: Callable[..., Any] = FeatureClassifier.fit,
 ) -> FitReport:
     """Fit a classifier on a folder or table (:mod:`mmfusion_lib.data.folder`) and save it.
 
@@ -269,10 +287,13 @@ def fit_table(
         image_column, text_column, label_column: columns of the table. The default names are used
             where they exist; any other name must exist.
         seed: of the split into train, validation and test, unless the data brings its own.
-        config: None reads whichever of images and texts the data has.
+        config: of the classifier; a probe's may be None, which reads whichever of images and texts
+            the data has.
+        fit: called as :meth:`FeatureClassifier.fit`; returns a classifier with the same methods
+            and properties, such as :class:`mmfusion_lib.pmf_classifier.PMFClassifier`.
 
     Raises:
-        InputError: whatever the reader finds wrong, or another ending of ``out``.
+        InputError: whatever the reader or ``fit`` finds wrong, or another ending of ``out``.
     """
     from collections import Counter
 
@@ -288,7 +309,7 @@ def fit_table(
         label_column=None if label_column == "label" else label_column,
     )
     parts = {name: _columns(part) for name, part in folder.split(rows, seed=seed).items()}
-    model = FeatureClassifier.fit(*parts["train"], validation=parts["validation"], config=config)
+    model = fit(*parts["train"], validation=parts["validation"], config=config)
     images, texts, labels = parts["test"]
     accuracy = majority = None
     if labels:
@@ -297,16 +318,15 @@ def fit_table(
         accuracy = sum(a == b for a, b in zip(found, labels)) / len(labels)
         majority = labels.count(commonest) / len(labels)
     model.save(out)
-    kinds = (("images", model.config.image_encoder), ("texts", model.config.text_encoder))
     return FitReport(
         out=out,
         classes=model.classes,
         counts={name: len(part[2]) for name, part in parts.items()},
-        modalities=tuple(kind for kind, encoder in kinds if encoder),
+        modalities=model.modalities,
         accuracy=accuracy,
         majority=majority,
-        decay=model.probe.decay,
-        validation=model.probe.validation,
+        validation=model.validation,
+        chosen=model.chosen,
     )
 
 

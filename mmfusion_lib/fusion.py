@@ -80,6 +80,13 @@ class Side(nn.Module):
         self.fusion_context = prompt(fusion_context, width)  # (M_fcp, D)
         mapped = query and mapping_width
         self.mapping = Mapping(width, mapping_width, other) if mapped else nn.Identity()
+        self.other = other
+
+    def message(self, asked: Tensor) -> Tensor:
+        """Outputs of the query prompts (B, M_qp, D) -> message (B, M_qp, D of the other side)."""
+        if not len(self.query):
+            return asked.new_zeros(len(asked), 0, self.other)
+        return self.mapping(asked)
 
 
 class FusionLayer(nn.Module):
@@ -117,8 +124,8 @@ class FusionLayer(nn.Module):
         shared = self.shared and isinstance(image_layer, Block) and isinstance(text_layer, Block)
         stages = _Shared if shared else _Plain
         see, read = stages(image_layer, image), stages(text_layer, text)
-        to_text = self.image.mapping(see.query(self.image))  # (B, M_qp, D_t)
-        to_image = self.text.mapping(read.query(self.text))  # (B, M_qp, D_i)
+        to_text = self.image.message(see.query(self.image))  # (B, M_qp, D_t)
+        to_image = self.text.message(read.query(self.text))  # (B, M_qp, D_i)
         return (
             see.fuse(self.image.fusion_context, to_image, image_rows),
             read.fuse(self.text.fusion_context, to_text, text_rows),
@@ -186,9 +193,10 @@ class _Shared:
         return self.finish(self.values[:, :rows], attend(self.normed[:, :rows], key, value))
 
     def keys_and_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> 2 x (B, H, N, D / H)."""
+        """(B, N, D) -> 2 x (B, H, N, D / H), laid out once for all products that read them."""
         attention = self.layer.attention
-        return attention.split(attention.key(normed)), attention.split(attention.value(normed))
+        key, value = attention.key(normed), attention.value(normed)  # 2 x (B, N, D)
+        return attention.split(key).contiguous(), attention.split(value).contiguous()
 
     def attend_all(self, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Every token reads tokens and extra ones: -> (B, H, N, D / H)."""
@@ -206,7 +214,7 @@ class _Shared:
     def attend_few(self, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """A few rows read tokens and extra ones, which are never put side by side."""
         attention = self.layer.attention
-        query = attention.split(attention.query(normed))  # (B, H, M, D / H)
+        query = attention.split(attention.query(normed)).contiguous()  # (B, H, M, D / H)
         query = query / query.shape[-1] ** 0.5
         own = query @ self.key.transpose(-2, -1)  # (B, H, M, N)
         if self.keep is not None:
@@ -228,8 +236,13 @@ class _Shared:
 
 
 def prompt(count: int, width: int) -> nn.Parameter:
-    """Trained tokens (count, width), drawn from N(0, 0.02^2) as in the official file."""
-    return nn.Parameter(torch.randn(count, width) * 0.02)
+    """Trained tokens (count, width), drawn from N(0, 0.02^2) as in the official file.
+
+    None asks for no gradient: else a layer with no prompt would keep activations for nothing.
+    """
+    values = torch.empty(count, width)
+    values = values if values.is_meta else nn.init.normal_(values, std=0.02)
+    return nn.Parameter(values, requires_grad=count > 0)
 
 
 def appended(tokens: Tokens, *more: Tensor) -> Tokens:

@@ -65,9 +65,7 @@ class PMFConfig:
             if min(lengths) < 0:
                 raise InputError(f"PMFConfig: {name}={value} must not be negative.")
         if self.mapping_width is not None and self.mapping_width < 0:
-            raise InputError(
-                f"PMFConfig: mapping_width={self.mapping_width} must not be negative."
-            )
+            raise InputError(f"PMFConfig: mapping_width={self.mapping_width} must not be negative.")
 
     def lengths(self, name: str) -> tuple[int, ...]:
         """Length of the prompt called ``name`` in each fusion layer."""
@@ -176,6 +174,14 @@ class PMF(nn.Module):
         Raises:
             InputError: batch sizes differ, or a text is all padding.
         """
+        seen, said = self.summaries(image_tokens, text_tokens, attention_mask)
+        image_logits, text_logits = self.image_head(seen), self.text_head(said)  # 2 x (B, C)
+        return PMFOutput((image_logits + text_logits) / 2, image_logits, text_logits)
+
+    def summaries(
+        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the two heads read, (B, R_i) and (B, R_t): fusion layers and readouts."""
         _check_batch(image_tokens, text_tokens, attention_mask)
         image, text = Tokens(image_tokens, None), Tokens(text_tokens, attention_mask)
         for number, (fusion, see, read) in enumerate(self.layers(), start=1):
@@ -184,9 +190,7 @@ class PMF(nn.Module):
             image_values, text_values = fusion(see, read, image, text, *rows)
             image, text = image._replace(values=image_values), text._replace(values=text_values)
         seen = self.image_encoder.readout(image.values)  # (B, R_i)
-        said = self.text_encoder.readout(text.values, attention_mask)  # (B, R_t)
-        image_logits, text_logits = self.image_head(seen), self.text_head(said)  # 2 x (B, C)
-        return PMFOutput((image_logits + text_logits) / 2, image_logits, text_logits)
+        return seen, self.text_encoder.readout(text.values, attention_mask)
 
     def layers(self) -> zip:
         """(trained part, frozen image layer, frozen text layer) of every fusion layer."""

@@ -269,7 +269,8 @@ def markdown(what: str) -> str:
         for recipe in ALL:
             record = load(recipe.name)
             if record is None:
-                rows.append([f"`{recipe.name}`", recipe.title, "pending", "-", "-", "-"])
+                state = "pending" if "lab" in recipe.scales else "paper scale only: not run"
+                rows.append([f"`{recipe.name}`", recipe.title, state, "-", "-", "-"])
                 continue
             state = "current" if record.library == code_digest(recipe) else "older code"
             rows.append(

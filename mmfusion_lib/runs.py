@@ -7,7 +7,6 @@ settings and of the code it runs; a second call does only what is missing.
 
 from __future__ import annotations
 
-import ast
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from . import settings
+from .code_digest import library_digest
 from .errors import InputError
 from .files import digest, read_json, write_json
 from .records import Record, load
@@ -173,28 +173,6 @@ def peak_bytes() -> int:
 
 
 def code_digest(recipe: Recipe) -> str:
-    """Digest of the library code that decides a recipe's numbers.
-
-    That is all it can reach by imports, less comments, docstrings, and the bookkeeping of this
-    module and of ``records``.
-    """
-    root = Path(__file__).resolve().parent
-    bookkeeping = {root / "runs.py", root / "records.py"}
-    todo, seen = [root / "recipes" / f"{recipe.run_unit.__module__.rsplit('.', 1)[-1]}.py"], {}
-    while todo:
-        path = todo.pop()
-        if path in seen or path in bookkeeping or not path.exists():
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-                first = node.body[0] if node.body else None
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                    node.body = node.body[1:] or [ast.Pass()]
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = path.parents[node.level - 1]
-                base = base.joinpath(*(node.module or "").split(".")) if node.module else base
-                todo.append(base.with_suffix(".py"))
-                todo += [base / f"{alias.name}.py" for alias in node.names]
-        seen[path] = ast.dump(tree)
-    return digest(*(seen[path] for path in sorted(seen)))
+    """Digest of the library code that decides a recipe's numbers: see ``code_digest.py``."""
+    modules = {part.__module__ for part in (recipe.units, recipe.run_unit, recipe.summarise)}
+    return library_digest(sorted(modules), Path(__file__).resolve().parent)

@@ -36,6 +36,38 @@ def test_numbers_are_the_datas(name, data_root):
     assert cards.check(name) == []
 
 
+@pytest.mark.parametrize("name", cards.PAPER_SETS)
+def test_published_numbers_need_no_data(name, monkeypatch):
+    monkeypatch.delenv("MMFUSION_DATA", raising=False)
+    assert cards.check(name) == []
+    text = cards.card_path(name).read_text(encoding="utf-8")
+    assert "not counted by us" in text and "not distributed" in text
+    with pytest.raises(InputError, match=f"The set {name} is not at MMFUSION_DATA/{name}"):
+        cards.compare(name)
+
+
+def test_your_copy_beside_the_published_numbers(tmp_path):
+    """A made copy: 2 training films where 15,552 were published; 1 of them is a Western."""
+    import json
+
+    root = tmp_path / "mmimdb"
+    (root / "dataset").mkdir(parents=True)
+    for film, genre in (("0000001", "Western"), ("0000002", "Adult")):
+        content = json.dumps({"plot": ["Once."], "genres": [genre]})
+        (root / f"dataset/{film}.json").write_text(content)
+    lists = {"train": ["0000001", "0000002"], "dev": [], "test": []}
+    (root / "split.json").write_text(json.dumps(lists))
+    lines = cards.compare("mmimdb", root).splitlines()
+    assert lines[0] == "| what | published | this copy |"
+    assert "| train films | 15,552 | 2 (differs) |" in lines
+    assert "| Western | 705 | 1 (differs) |" in lines
+    assert "| films without one of the 23 genres | - | 1 |" in lines
+    with pytest.raises(InputError, match="'figures' has no published numbers"):
+        cards.compare("figures")
+    with pytest.raises(InputError, match="'mmimdb' are not counted"):
+        cards.numbers("mmimdb")
+
+
 def test_scene_vocabulary():
     pytest.importorskip("trimesh")
     assert cards.check("scenes") == []

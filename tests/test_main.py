@@ -31,6 +31,11 @@ def test_help_names_every_command_without_importing_torch():
         (["records", "gossip"], "Unknown table 'gossip'"),
         (["build", "imagenet", "--out", "x"], "Unknown data set 'imagenet'"),
         (["predict", "nowhere.safetensors", "--text", "a"], "nowhere.safetensors does not exist"),
+        (["fit", "x", "--out", "m.safetensors", "--model", "gossip"], "Unknown model 'gossip'"),
+        (["fit", "x", "--out", "m.safetensors", "--epochs", "3"], "A probe has no --epochs"),
+        (["fit", "x", "--out", "m.safetensors", "--model", "pmf"], "x does not exist"),
+        (["fit", "x", "--out", "m.bin", "--model", "pmf"], "m.bin does not end in .safetensors"),
+        (["fit", "x", "--out", "m.bin", "--model", "pmf", "--epochs", "0"], "epochs=0 must be"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(cache, capsys, argv, words):

@@ -1,0 +1,158 @@
+"""The main table: PMF beside every baseline of the paper, in one setting and with one recipe.
+
+Most of these methods run, or train, whole encoders, so nothing can be cached and pictures are kept
+small. All see the same training items, epochs and number of trials; learning rates are by kind of
+method, chosen beforehand: what trains from pretrained values moves slowly, prompts and new layers fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import accounting, baselines, metrics, pair_training, pmf_cost
+from ..baselines import counts
+from ..data import subsets
+from ..pmf import PMFConfig
+from ..records import spread
+from ..runs import Recipe, Settings
+from . import fusion_common as common
+
+METHODS = ("linear", "pmf", *(name for name in baselines.NAMES if name != "linear"))
+WHOLE = (
+    "late-concat",
+    "image-only",
+    "text-only",
+    "mmbt",
+    "mbt",
+    "late-average",
+)  # train all weights
+MIB = 2**20
+
+
+def units(s: Settings) -> list[str]:
+    """A unit a method and seed, all methods for one seed before the next."""
+    return [f"{seed}-{name}" for seed in s["seeds"] for name in s["methods"]]
+
+
+def run_unit(s: Settings, unit: str) -> dict[str, Any]:
+    """Train one method; test hits and what it cost."""
+    seed, _, name = unit.partition("-")
+    train, held_out, test = (common.pairs(s, x) for x in common.SPLITS)
+    size = round(s["share"] * len(train.labels))
+    items = subsets.stratified(train.labels.tolist(), size, int(seed))
+    model = build(s, name, int(seed), len(train.classes))
+    lr = s["lrs"]["whole" if name in WHOLE else "prompts"]
+    settings = {**s, "train": {**s["train"], "lr": lr}}
+    data = {
+        "train": torch.utils.data.Subset(common.live(s, train), items),
+        "validation": common.live(s, held_out),
+        "test": common.live(s, test),
+    }
+    result = common.fit(settings, model, data["train"], data["validation"], int(seed))
+    scores = pair_training.logits(model, data["test"])
+    batch = {key: value[None] for key, value in data["train"][0].items()}
+    model.train()
+    kept = accounting.saved_activation_bytes(
+        lambda: pair_training.outputs(model, batch).logits, [model]
+    )
+    return {
+        "hits": common.right(scores, test.labels),
+        "validation": result.best["accuracy"],
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "activations": kept / MIB,
+        "seconds": result.seconds,
+    }
+
+
+def build(
+    s: Settings, name: str, seed: int, classes: int, several: bool = False
+) -> torch.nn.Module:
+    """One method on the pretrained encoders; what is new in it is drawn from ``seed``."""
+    if name == "pmf":
+        return common.pmf(s, seed, classes)
+    image, text = common.encoders(s)
+    torch.manual_seed(seed)
+    return baselines.build(name, image, text, classes, several)
+
+
+def predicted(s: Settings, name: str) -> dict[str, float]:
+    """Trainable parameters by formula; saved activations where there is a formula."""
+    image, text = (encoder.config for encoder in common.encoders(s))
+    classes = len(common.pairs(s, "train").classes)
+    if name == "pmf":
+        config = PMFConfig(classes, **s["pmf"])
+        return {"trainable": pmf_cost.trainable_parameters(image, text, config)}
+    return {"trainable": counts.trainable_parameters(name, image, text, classes)}
+
+
+def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and cost of every method; paired intervals of PMF against each."""
+    groups = list(common.pairs(s, "test").groups)
+    results, hits = {}, {}
+    for name in s["methods"]:
+        runs = [done[f"{seed}-{name}"] for seed in s["seeds"]]
+        hits[name] = common.hits([run["hits"] for run in runs])
+        results[name] = spread(hits[name].double().mean(1).tolist())
+        results[f"{name}-trainable"] = spread([runs[0]["trainable"]], "parameters")
+        results[f"{name}-trainable-predicted"] = spread(
+            [predicted(s, name)["trainable"]], "parameters"
+        )
+        results[f"{name}-activations"] = spread([runs[0]["activations"]], "MiB per sample")
+        results[f"{name}-seconds"] = spread([run["seconds"] for run in runs], "seconds")
+    comparisons = {
+        f"pmf - {name}": metrics.paired_bootstrap(hits["pmf"], rows, groups)._asdict()
+        for name, rows in hits.items()
+        if name != "pmf"
+    }
+    return {"results": results, "comparisons": comparisons}
+
+
+LAB = {
+    "seeds": [0, 1, 2],
+    "methods": list(METHODS),
+    "problem": "figures",
+    "words": 5,
+    "count": {"train": 1100, "validation": 330, "test": None},
+    "share": 0.9,  # of the training items that each seed draws
+    "image_encoder": "dinov2-small",
+    "image_layers": 8,
+    "image_size": 112,
+    "image_readout": None,
+    "text_encoder": "minilm-l6",
+    "text_layers": 6,
+    "text_readout": None,
+    "max_length": 32,
+    "pmf": {"num_fusion_layers": 2},
+    "train": {"epochs": 4, "batch_size": 32, "weight_decay": 0.01, "warmup": 0.1},
+    "lrs": {"whole": 1e-4, "prompts": 1e-3},
+}
+
+RECIPE = Recipe(
+    name="fusion-baselines",
+    title="Main table: PMF and its baselines on figures with five words, trained alike",
+    chapter="03",
+    scales={
+        "smoke": {
+            **LAB,
+            "seeds": [0],
+            "methods": ["linear", "pmf", "late-concat"],
+            "count": {"train": 110, "validation": 33, "test": 66},
+            "image_layers": 2,
+            "image_size": 56,
+            "text_layers": 2,
+            "train": {**LAB["train"], "epochs": 1},
+        },
+        "lab": LAB,
+        "paper": {
+            **LAB,
+            **common.PAPER_ENCODERS,
+            "count": {"train": None, "validation": None, "test": None},
+        },
+    },
+    minutes={"smoke": 0.4, "lab": 120, "paper": 600},
+    units=units,
+    run_unit=run_unit,
+    summarise=summarise,
+)
