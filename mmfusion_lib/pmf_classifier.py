@@ -319,7 +319,7 @@ def _cached(
 
 
 def _validator(data: pair_training.CachedPairs) -> Callable[[PMF], dict[str, float]]:
-    """Accuracy, loss, and a score: the accuracy, less a share of one item that grows with the loss."""
+    """Accuracy, loss, and a score: the accuracy, less a share of one item that grows with loss."""
     plain = pair_training.validator(data)
 
     def validate(model: PMF) -> dict[str, float]:

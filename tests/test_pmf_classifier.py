@@ -52,8 +52,7 @@ def made(config, depth, seed):
     return encoder
 
 
-@pytest.fixture
-def tiny(cache, monkeypatch):
+def replace_encoders(monkeypatch) -> dict[str, int]:
     """Small random encoders in place of the packaged ones; the seeds name their weights."""
     seeds = {"image": 0, "text": 0}
 
@@ -69,6 +68,11 @@ def tiny(cache, monkeypatch):
     return seeds
 
 
+@pytest.fixture
+def tiny(cache, monkeypatch):
+    return replace_encoders(monkeypatch)
+
+
 def picture(colour: str, number: int) -> Image.Image:
     image = Image.new("RGB", (28, 28), "white")
     ImageDraw.Draw(image).rectangle((number % 5, number % 7, 20, 22), fill=colour)
@@ -81,9 +85,17 @@ def items(count: int, first: int = 0):
     return images, [f"{WORDS[name]} {i}" for i, name in enumerate(names)], names
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        replace_encoders(patch)
+        return PMFClassifier.fit(*items(30), validation=items(12, 30), config=SMALL)
+
+
 @pytest.fixture
-def model(tiny):
-    return PMFClassifier.fit(*items(30), validation=items(12, 30), config=SMALL)
+def model(tiny, trained_once):
+    return trained_once
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@
 | ``vpt``, ``p-bert`` | prompts in every layer, and a head | one of the two |
 | ``mmbt`` | everything | image, text |
 | ``mbt`` | everything | image, text |
-| ``promptfuse``, ``blindprompt`` | prompts at the input of the text encoder, and a head | image, text |
+| ``promptfuse``, ``blindprompt`` | prompts at the text encoder's input, and a head | image, text |
 | ``late-average`` | everything, as two models | image, text |
 """
 

@@ -185,7 +185,7 @@ RECIPE = Recipe(
             "text_layers": 3,
             "image_size": 56,
             "space": {**_LAB["space"], "max_fusion_layers": 2},
-            "limits": [0.6, 1.0],
+            "limits": [1.0],
             "search": {**_LAB["search"], "population": 4, "generations": 2, "parents": 2,
                        "mutants": 2, "crossings": 1},
             "finalists": 2,
