@@ -214,7 +214,7 @@ def _arrow(x: float, top: float, end: float, bottom: float, colour: str = INK) -
 
 HIDDEN = ' style="display:none"'
 STYLE = f"""
-#ID {{max-width:600px;padding:12px;border-radius:6px;background:#FFFFFF;color:{INK};
+#ID {{max-width:520px;padding:12px;border-radius:6px;background:#FFFFFF;color:{INK};
   font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif}}
 #ID .bar {{display:flex;flex-wrap:wrap;gap:6px;margin-bottom:12px}}
 #ID button {{font:inherit;font-size:14px;line-height:1.4;padding:3px 9px;border-radius:6px;
