@@ -214,14 +214,14 @@ def _arrow(x: float, top: float, end: float, bottom: float, colour: str = INK) -
 
 HIDDEN = ' style="display:none"'
 STYLE = f"""
-#ID {{max-width:520px;padding:12px;border-radius:6px;background:#FFFFFF;color:{INK};
+#ID {{padding:12px;border-radius:6px;background:#FFFFFF;color:{INK};
   font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif}}
 #ID .bar {{display:flex;flex-wrap:wrap;gap:6px;margin-bottom:12px}}
 #ID button {{font:inherit;font-size:14px;line-height:1.4;padding:3px 9px;border-radius:6px;
   border:1px solid {NEUTRAL};background:#FFFFFF;color:{INK};cursor:pointer}}
 #ID button[aria-pressed="true"] {{background:{BOTH};border-color:{BOTH};color:#FFFFFF}}
 #ID button:focus-visible {{outline:3px solid {IMAGE};outline-offset:2px}}
-#ID svg {{display:block;width:100%;height:auto}}
+#ID svg {{display:block;width:100%;max-width:520px;height:auto}}
 #ID .note {{min-height:6.5em;margin:10px 0 0;font-size:15px;line-height:1.5;color:{INK}}}
 #ID .key {{display:flex;flex-wrap:wrap;gap:4px 14px;margin:8px 0 0;padding:0;list-style:none;
   font-size:13px;color:{INK}}}
