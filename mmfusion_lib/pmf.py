@@ -95,9 +95,6 @@ class PMF(nn.Module):
         image_encoder, text_encoder: of any widths and depths; their parameters stop training.
         config: sizes.
 
-    Attributes:
-        shared: False computes fusion layers in the plain form of the paper (same numbers).
-
     Raises:
         InputError: an encoder has fewer layers than ``num_fusion_layers``.
     """
@@ -215,7 +212,7 @@ class PMF(nn.Module):
 
     @property
     def shared(self) -> bool:
-        """Whether fusion layers share the work of their two stages."""
+        """Fusion layers share the work of their two stages; False: the plain form, same numbers."""
         return all(layer.shared for layer in self.fusion)
 
     @shared.setter

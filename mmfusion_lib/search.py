@@ -1,10 +1,10 @@
 """Evolutionary search for a design of PMF, with the loop that AutoFormer's released code runs.
 
-    first population       random designs
-    each generation        the best so far are parents; some children are mutants of one parent,
-                           some are crossings of two; random designs fill up what is missing
-    always                 a design that costs more than the limit is thrown away, one that has been
-                           scored is never scored again
+- First population: random designs.
+- Each generation: the best so far are parents; some children are mutants of one parent, some are
+  crossings of two; random designs fill up what is missing.
+- Always: a design that costs more than the limit is thrown away, one that has been scored is never
+  scored again.
 
 Random search is the same loop without mutants and crossings (``at_random``), so it makes as many
 evaluations. The functions here see designs, a score and a cost, and no data: whoever calls them

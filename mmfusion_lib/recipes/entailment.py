@@ -120,7 +120,7 @@ LAB = {
     "seeds": [0, 1, 2],
     "problem": "presence",
     "count": {"train": 3000, "validation": 300, "test": 1000},  # scenes
-    "share": 0.5,  # of the training pairs that each seed draws
+    "share": 0.9,  # of the training pairs that each seed draws
     "image_encoder": "scenes",  # DINOv2-small, two blocks tuned on scenes
     "image_layers": 10,
     "image_size": 112,
@@ -130,7 +130,7 @@ LAB = {
     "text_readout": None,
     "max_length": 32,
     "pmf": {"num_fusion_layers": 2},
-    "train": {"epochs": 3, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05},
+    "train": {"epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05},
 }  # fmt: skip
 
 PAPER = {  # the paper's encoders, which have not been tuned on scenes

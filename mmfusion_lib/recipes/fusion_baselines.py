@@ -52,7 +52,7 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     }
     result = common.fit(settings, model, data["train"], data["validation"], int(seed))
     scores = pair_training.logits(model, data["test"])
-    batch = {key: value[None] for key, value in data["train"][0].items()}
+    batch = common.two(data["train"])
     model.train()
     kept = accounting.saved_activation_bytes(
         lambda: pair_training.outputs(model, batch).logits, [model]
@@ -61,7 +61,8 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         "hits": common.right(scores, test.labels),
         "validation": result.best["accuracy"],
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "activations": kept / MIB,
+        "activations": kept / 2 / MIB,
+        "activations-predicted": kept_by_formula(s, name, batch["input_ids"].shape[1]),
         "seconds": result.seconds,
     }
 
@@ -77,14 +78,35 @@ def build(
     return baselines.build(name, image, text, classes, several)
 
 
-def predicted(s: Settings, name: str) -> dict[str, float]:
-    """Trainable parameters by formula; saved activations where there is a formula."""
+def trained_by_formula(s: Settings, name: str) -> int:
+    """Parameters that train."""
     image, text = (encoder.config for encoder in common.encoders(s))
     classes = len(common.pairs(s, "train").classes)
     if name == "pmf":
-        config = PMFConfig(classes, **s["pmf"])
-        return {"trainable": pmf_cost.trainable_parameters(image, text, config)}
-    return {"trainable": counts.trainable_parameters(name, image, text, classes)}
+        return pmf_cost.trainable_parameters(image, text, PMFConfig(classes, **s["pmf"]))
+    return counts.trainable_parameters(name, image, text, classes)
+
+
+def kept_by_formula(s: Settings, name: str, text_tokens: int) -> float | None:
+    """Saved activations of one pair in MiB; None for the methods that have no formula."""
+    image, text = (encoder.config for encoder in common.encoders(s))
+    config = PMFConfig(len(common.pairs(s, "train").classes), **s["pmf"])
+    sizes = (s["image_size"] // image.patch_size) ** 2 + 1, text_tokens
+    if name in pmf_cost.METHODS:
+        dropout = name in WHOLE  # what is frozen drops nothing
+        kept = pmf_cost.activation_bytes(
+            image, text, config, *sizes, 1, method=name, dropout=dropout
+        )
+        return kept / MIB
+    sides = {"image-only": (0,), "text-only": (1,), "late-average": (0, 1)}.get(name)
+    if sides is None:
+        return None
+    kept = 0
+    for side in sides:
+        encoder = (image, text)[side]
+        kept += accounting.encoder_activation_bytes(encoder, sizes[side], 1)
+        kept += 4 * encoder.readout_width  # what the head reads
+    return kept / MIB
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
@@ -96,10 +118,10 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         hits[name] = common.hits([run["hits"] for run in runs])
         results[name] = spread(hits[name].double().mean(1).tolist())
         results[f"{name}-trainable"] = spread([runs[0]["trainable"]], "parameters")
-        results[f"{name}-trainable-predicted"] = spread(
-            [predicted(s, name)["trainable"]], "parameters"
-        )
-        results[f"{name}-activations"] = spread([runs[0]["activations"]], "MiB per sample")
+        results[f"{name}-trainable-predicted"] = spread([trained_by_formula(s, name)], "parameters")
+        for kept in ("activations", "activations-predicted"):
+            if runs[0][kept] is not None:
+                results[f"{name}-{kept}"] = spread([runs[0][kept]], "MiB per sample")
         results[f"{name}-seconds"] = spread([run["seconds"] for run in runs], "seconds")
     comparisons = {
         f"pmf - {name}": metrics.paired_bootstrap(hits["pmf"], rows, groups)._asdict()

@@ -1,7 +1,7 @@
 """What the recipes of chapter 3 share: encoders and pairs by settings, one training run of PMF.
 
-Settings: ``problem`` and ``count`` (items, or scenes, a split), ``share`` of the training part that a
-seed draws, the two encoders with their layers and ``image_size``, ``pmf`` (fields of PMFConfig) and
+Settings: ``problem`` with its ``words`` or ``types`` (see ``pair_problems.load``) and ``count`` (items,
+or scenes, a split), ``share`` of the training part that a seed draws, the two encoders with their layers and ``image_size``, ``pmf`` (fields of PMFConfig) and
 ``train`` (fields of TrainConfig).
 """
 
@@ -37,7 +37,9 @@ _load = lru_cache(maxsize=6)(pair_problems.load)
 
 def pairs(s: Settings, split: str) -> Pairs:
     """One split."""
-    options = {"words": s["words"]} if s["problem"] == "figures" else {}
+    options = {"words": s["words"]} if "words" in s else {}
+    if "types" in s:
+        options["types"] = tuple(s["types"])
     return _load(s["problem"], split, s["count"][split], **options)
 
 
@@ -129,6 +131,12 @@ def fit(
 def test_logits(s: Settings, model: PMF, part: Pairs) -> Tensor:
     """Logits (N, C) of PMF on pairs, through the cache."""
     return pair_training.logits(model, cached(s, model, part))
+
+
+def two(data: Any) -> dict[str, Tensor]:
+    """The first two items as a batch. Of one item alone, slices would be views that keep all of it."""
+    first, second = data[0], data[1]
+    return {name: torch.stack([first[name], second[name]]) for name in first}
 
 
 def right(scores: Tensor, labels: Tensor) -> str:

@@ -121,3 +121,18 @@ def test_search_works_offline(browser, site):
     )
     assert any("notation.html" in address for address in found)
     assert browser.foreign() == []
+
+
+def test_fusion_figure_steps_by_keyboard(browser, site):
+    """The arrow keys move through the stages of one fusion layer, and the note under it follows."""
+    browser.open(f"{site}/03_interactive_prompting.html")
+    buttons = browser.driver.find_elements("css selector", "main [data-step]")
+    if not buttons:
+        pytest.skip("the page was built without running its cells")
+    note = browser.driver.find_element("css selector", "main .note")
+    before = note.text
+    buttons[0].send_keys("\ue014")  # arrow right
+    active = browser.driver.switch_to.active_element
+    assert note.text != before
+    assert active.get_attribute("aria-pressed") == "true"
+    assert active.get_attribute("data-step") != buttons[0].get_attribute("data-step")
