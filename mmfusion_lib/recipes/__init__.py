@@ -12,6 +12,7 @@ from . import (
     pmf_paper,
     pmf_search,
     pmf_variants,
+    prismer_experts,
     scene_encoder,
     scratch_vit,
 )
@@ -25,6 +26,7 @@ ALL = (
     figures_fusion.RECIPE,
     fusion_baselines.RECIPE,
     pmf_variants.COMPONENTS,
+    prismer_experts.RECIPE,
     pmf_variants.LAYERS,
     pmf_variants.PROMPTS,
     pmf_search.RECIPE,
