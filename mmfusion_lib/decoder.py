@@ -135,7 +135,10 @@ class Decoder(nn.Module):
         plain = attention_mask is None and cache.mask is None
         new = torch.ones_like(ids).bool() if attention_mask is None else attention_mask.bool()
         past = new[:, :0] if cache.mask is None else cache.mask
-        count = (past.sum(1, keepdim=True) + new.cumsum(1)) * new  # 1, 2, ...; 0 at padding
+        # RoBERTa counts what is no padding *token*, also where it wrote that token itself.
+        words = new & (ids != self.config.pad_id) if self.config.position_offset else new
+        before = ids.new_zeros(len(ids)) if cache.words is None else cache.words  # (R,)
+        count = (before[:, None] + words.cumsum(1)) * words  # (R, n): 1, 2, ...; 0 at padding
         if not ids.is_meta and count.numel() and int(count.max()) > self.config.max_positions:
             raise InputError(
                 f"A text is {int(count.max())} tokens long and this decoder has "
@@ -143,7 +146,7 @@ class Decoder(nn.Module):
             )
         mask = torch.cat([past, new], dim=1)  # (R, T + n)
         tokens = self.run(ids, count, None if plain else causal(mask, ids.shape[1]), cache)
-        cache.mask = mask
+        cache.mask, cache.words = mask, before + words.sum(1)
         return tokens
 
     def run(self, ids: Tensor, count: Tensor, keep: Tensor | None, cache: Cache) -> Tensor:

@@ -27,11 +27,13 @@ class Cache:
         cross: keys and values of the vision tokens for each layer, (B, H, L, D / H).
         own: keys and values of the words so far for each block, (R, H, T, D / H); None at first.
         mask: (R, T) boolean, False = padding; None at first.
+        words: (R,) how many words each text has, by which positions are counted; None at first.
     """
 
     cross: list[Pair]
     own: list[Pair | None]
     mask: Tensor | None = None
+    words: Tensor | None = None
 
     def select(self, rows: Tensor | slice, images: Tensor | slice | None = None) -> Cache:
         """The texts ``rows``, in this order; they must lie side by side for each image.
@@ -42,9 +44,11 @@ class Cache:
         """
         own = [pair and (pair[0][rows], pair[1][rows]) for pair in self.own]
         mask = None if self.mask is None else self.mask[rows]
-        if images is None:
-            return Cache(self.cross, own, mask)
-        return Cache([(keys[images], values[images]) for keys, values in self.cross], own, mask)
+        words = None if self.words is None else self.words[rows]
+        cross = self.cross
+        if images is not None:
+            cross = [(keys[images], values[images]) for keys, values in cross]
+        return Cache(cross, own, mask, words)
 
 
 class CrossAttention(nn.Module):

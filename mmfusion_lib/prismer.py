@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .experts import Expert, LabelTable
     from .tokenizer import Tokenizer
 
+ROBERTA_END = 2  # id of </s>
 FREEZE_MODES = ("lang_vision", "vision", "lang", "none")
 
 
@@ -260,6 +261,8 @@ class Prismer(nn.Module):
         end = {"pad_id": self.config.text.pad_id}
         if self.tokenizer is not None:
             end["eos_id"] = prismer_text.end_id(self.tokenizer)
+        elif self.config.text.position_offset:
+            end["eos_id"] = ROBERTA_END
         return end
 
     def _spoken(self, prompt: str) -> str:

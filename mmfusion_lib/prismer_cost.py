@@ -102,7 +102,7 @@ def tokens(config: PrismerConfig, experts: Iterable[str], map_size: int = 224) -
 
 def grid_side(config: PrismerConfig, map_size: int) -> int:
     """Tokens a side of one expert's grid: four halvings of the resized map, rounded up."""
-    side = max(1, round(map_size * 16 / config.image.patch_size))
+    side = int(map_size * (16 / config.image.patch_size))
     for _ in range(4):
         side = (side + 1) // 2
     return side
@@ -147,7 +147,7 @@ def _stem_bytes(config: PrismerConfig, expert: str, map_size: int, batch: int) -
     """The resized map; a stage: input of BatchNorm with 2 statistics a channel, output of ReLU."""
     stem, d = stem_of(expert), config.image.width
     low = not kind_of(stem).semantic
-    side = max(1, round(map_size * (16 if low else 4) / config.image.patch_size))
+    side = int(map_size * ((16 if low else 4) / config.image.patch_size))
     kept = batch * channels_of(stem) * side**2
     for width, stride in zip((d // 8, d // 4, d // 2, d), (2, 2, 2, 2) if low else (2, 2, 1, 1)):
         side = -(-side // stride)

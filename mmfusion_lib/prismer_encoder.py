@@ -64,9 +64,10 @@ class PrismerEncoder(nn.Module):
         self.config = config
         self.patch = image_encoder.patch
         rows = config.image_size // patch
-        with torch.no_grad():
-            table = image_encoder.resized_positions(rows, rows)[0, 1:]  # (1, 1 + N, D) -> (N, D)
-        self.positions = nn.Parameter(table.clone())
+        self.positions = nn.Parameter(torch.empty(rows * rows, width))
+        if not self.positions.is_meta:
+            with torch.no_grad():
+                self.positions.copy_(image_encoder.resized_positions(rows, rows)[0, 1:])
         self.stems = nn.ModuleDict()
         for stem in config.stems:
             self.stems[stem] = Stem(channels_of(stem), width, patch, kind_of(stem).semantic)
@@ -76,7 +77,9 @@ class PrismerEncoder(nn.Module):
             self.resampler = Resampler(width, *sizes)
         self.instances = None
         if "obj_detection" in config.experts:
-            self.instances = nn.Parameter(torch.randn(INSTANCES, width) * width**-0.5)
+            self.instances = nn.Parameter(torch.empty(INSTANCES, width))
+            if not self.instances.is_meta:
+                nn.init.normal_(self.instances, std=width**-0.5)
         self.input_norm = image_encoder.input_norm
         options = (config.adaptor_bottleneck, config.adaptor_gate, config.adaptor_near_zero)
         self.layers = nn.ModuleList(

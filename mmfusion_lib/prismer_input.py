@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .experts import LabelTable
     from .prismer import Prismer
 
-MAP_SIZE = 224  # pixels a side of what suppliers find, whatever the picture's size (official code)
+MAP_SIZE = 224  # pixels a side of maps beside larger pictures (official code)
 
 
 def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
@@ -62,7 +62,7 @@ def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
         labels = zip(*(supplier(images) for supplier in model.suppliers))
         samples = [dict(zip(names, row)) for row in labels]
         tables = dict.fromkeys(names, label_table(model))
-        experts |= maps.batch(samples, MAP_SIZE, tables, names)
+        experts |= maps.batch(samples, min(MAP_SIZE, model.transform.size), tables, names)
     return maps.to(experts, device), single
 
 

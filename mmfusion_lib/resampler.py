@@ -69,7 +69,9 @@ class Resampler(nn.Module):
                 f"Resampler: latents={latents}, layers={layers} and heads={heads} must be 1 or "
                 f"more, and heads must divide the width {width}."
             )
-        self.latents = nn.Parameter(torch.randn(latents, width) * width**-0.5)
+        self.latents = nn.Parameter(torch.empty(latents, width))
+        if not self.latents.is_meta:
+            nn.init.normal_(self.latents, std=width**-0.5)
         self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(layers))
 
     def forward(self, tokens: Tensor) -> Tensor:

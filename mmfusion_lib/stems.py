@@ -73,7 +73,8 @@ class Stem(nn.Module):
             raise InputError(
                 f"A map has shape {tuple(maps.shape)}: give (B, {self.channels}, h, w)."
             )
-        size = [max(1, round(side * self.scale)) for side in maps.shape[-2:]]
-        if size != list(maps.shape[-2:]):
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        if self.scale != 1:
+            maps = F.interpolate(
+                maps, scale_factor=self.scale, mode="bilinear", align_corners=False
+            )
         return self.network(maps)

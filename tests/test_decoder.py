@@ -139,6 +139,20 @@ def test_positions_skip_padding_and_equal_those_of_the_encoder(config):
     assert taken[-1] == expected
 
 
+def test_a_padding_token_that_roberta_wrote_itself_is_read_but_not_counted():
+    """Its positions follow the ids, as its encoder's do; the same word by word as at once."""
+    decoder, taken = make(ROBERTA), []
+    decoder.positions.register_forward_hook(lambda _, args, __: taken.append(args[0].tolist()))
+    ids, latents = torch.tensor([[5, 1, 6, 7]]), torch.randn(1, 2, 6)  # 1 is RoBERTa's padding
+    whole = decoder(ids, latents)
+    assert taken[-1] == [[2, 1, 3, 4]] == build_encoder(ROBERTA)._position_ids(ids).tolist()
+    cache = decoder.start(latents)
+    steps = [decoder.step(ids[:, n : n + 1], cache) for n in range(4)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, **CLOSE)
+    other = decoder(torch.tensor([[5, 9, 6, 7]]), latents)
+    assert not torch.allclose(other[:, 2:], whole[:, 2:])
+
+
 @pytest.mark.parametrize("config", FAMILIES)
 def test_later_words_change_nothing_before_them_and_latents_change_everything(config):
     decoder = make(config)

@@ -400,7 +400,7 @@ def test_suppliers_are_run_on_pictures_without_maps(tmp_path):
     path, image = pictures(tmp_path)
     experts, single = model.read(path)
     assert single and set(experts) == {"rgb", "seg_coco"}
-    assert experts["seg_coco"]["ids"].shape == (1, 224, 224)
+    assert experts["seg_coco"]["ids"].shape == (1, 32, 32)
     assert experts["seg_coco"]["table"][0, 1, 0] == 3  # "sky"
     assert model.encode(experts).shape == (1, 19, 16)
     both, single = model.read([path, image])

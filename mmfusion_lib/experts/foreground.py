@@ -27,7 +27,7 @@ class Foreground(PackagedExpert):
     name = "seg_foreground"
     model = "U2-NetP, trained on DUTS"
     licence = EXPERT_WHEELS["seg_foreground"].licence
-    megabytes = 400.0
+    megabytes = 310.0
 
     def __init__(self, device: str | None = None):
         import torch

@@ -37,7 +37,7 @@ class HED(PackagedExpert):
     name = "edge"
     model = "HED (VGG16), trained on BSDS500"
     licence = EXPERT_WHEELS["edge"].licence
-    megabytes = 600.0
+    megabytes = 230.0
 
     def __init__(self, device: str | None = None):
         self.device = settings.device(device)

@@ -35,7 +35,7 @@ class OCR(PackagedExpert):
     name = "ocr_detection"
     model = "PP-OCRv4 mobile (RapidOCR)"
     licence = "RapidOCR and the weights it carries, Apache-2.0"
-    megabytes = 500.0
+    megabytes = 410.0
 
     def __init__(self, device: str | None = None):
         import torch

