@@ -146,8 +146,8 @@ class PrismerEncoder(nn.Module):
         return tokens + self.resized_positions(*grid.shape[-2:])
 
     def embed_instances(self, ids: Tensor, size: Sequence[int], rows: Any) -> Tensor:
-        """Instance ids (B, 1, h, w), 255 = none -> a vector at each cell (B, D, *size)."""
-        small = F.interpolate(ids.float(), tuple(size), mode="nearest").long()[:, 0]  # (B, *size)
+        """Instance ids (B, 1, h, w), 255 = none -> a vector at each cell (B, D, rows, columns)."""
+        small = F.interpolate(ids.float(), tuple(size), mode="nearest").long()[:, 0]  # (B, rows, columns)
         lookup = _row_of_id(rows).to(small.device)  # (256,)
         chosen = lookup[small]
         if (chosen < 0).any():
