@@ -120,8 +120,9 @@ def test_committed_records_hold_enough_seeds():
         if not record.seeds or record.recipe in single:
             continue
         assert len(record.seeds) >= 3
-        for result in record.results.values():
-            assert len(result["values"]) >= 3
+        for name, result in record.results.items():
+            counted = result["unit"] in ("parameters", "MiB per sample")  # the same for all seeds
+            assert counted or len(result["values"]) >= 3, name
 
 
 def test_pages_print_only_numbers_that_are_claimed_or_recorded():
