@@ -147,7 +147,8 @@ class PrismerEncoder(nn.Module):
 
     def embed_instances(self, ids: Tensor, size: Sequence[int], rows: Any) -> Tensor:
         """Instance ids (B, 1, h, w), 255 = none -> a vector at each cell (B, D, rows, columns)."""
-        small = F.interpolate(ids.float(), tuple(size), mode="nearest").long()[:, 0]  # (B, rows, columns)
+        small = F.interpolate(ids.float(), tuple(size), mode="nearest").long()
+        small = small[:, 0]  # (B, 1, rows, columns) -> (B, rows, columns)
         lookup = _row_of_id(rows).to(small.device)  # (256,)
         chosen = lookup[small]
         if (chosen < 0).any():
