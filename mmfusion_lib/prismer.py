@@ -147,6 +147,7 @@ class Prismer(nn.Module):
             self.decoder, latents, prompt_ids, candidate_ids, shortlist=shortlist, **options
         )
 
+    @torch.no_grad()
     def caption(
         self,
         source: Any,
@@ -156,7 +157,7 @@ class Prismer(nn.Module):
         max_length: int = 20,
         min_length: int = 8,
     ) -> str | list[str]:
-        """A caption of a picture, or of each of a list.
+        """A caption of a picture, or of each of a list; the model is then in evaluation mode.
 
         Args:
             source: a path, PIL image or tensor (3, H, W), normalised; or a batch of ``experts`` as
@@ -179,6 +180,7 @@ class Prismer(nn.Module):
         ]
         return texts[0] if single else texts
 
+    @torch.no_grad()
     def answer(
         self,
         source: Any,
@@ -187,7 +189,7 @@ class Prismer(nn.Module):
         *,
         max_length: int = 10,
     ) -> str | list[str]:
-        """The answer to a question about a picture, or to each of a list.
+        """The answer to a question about a picture, or to each of a list; as ``caption``.
 
         Args:
             source: as for ``caption``.

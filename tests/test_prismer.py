@@ -202,9 +202,10 @@ def test_freeze_modes():
     model = build()
     found = {}
     for mode in FREEZE_MODES:
-        assert "train" in model.freeze(mode)
+        table = model.freeze(mode)
         found[mode] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert found[mode] == prismer_cost.trainable_parameters(CONFIG, mode)
+        assert f"{found[mode]:,}" in table
     assert found["lang_vision"] < found["lang"] < found["none"]
     with pytest.raises(InputError, match="'everything'"):
         model.freeze("everything")
@@ -405,6 +406,20 @@ def test_suppliers_are_run_on_pictures_without_maps(tmp_path):
     assert model.encode(experts).shape == (1, 19, 16)
     both, single = model.read([path, image])
     assert not single and len(both["rgb"]) == 2
+
+
+def test_the_friendly_calls_keep_nothing_for_a_backward_pass(reader, tmp_path, monkeypatch):
+    path, _ = pictures(tmp_path)
+    encode, seen = reader.encode, []
+
+    def watched(experts):
+        seen.append(encode(experts))
+        return seen[-1]
+
+    monkeypatch.setattr(reader, "encode", watched)
+    reader.caption(path, prompt="ab", max_length=6, min_length=4)
+    reader.answer(path, "ab", ["x"])
+    assert len(seen) == 2 and not any(latents.requires_grad for latents in seen)
 
 
 def test_answer_chooses_among_candidates(reader, tmp_path):

@@ -1,8 +1,8 @@
 """What the recipes of chapter 3 share: encoders and pairs by settings, one training run of PMF.
 
 Settings: ``problem`` with its ``words`` or ``types`` (see ``pair_problems.load``) and ``count`` (items,
-or scenes, a split), ``share`` of the training part that a seed draws, the two encoders with their layers and ``image_size``, ``pmf`` (fields of PMFConfig) and
-``train`` (fields of TrainConfig).
+or scenes, a split), ``share`` of the training part that a seed draws, the two encoders with their
+layers and ``image_size``, ``pmf`` (fields of PMFConfig) and ``train`` (fields of TrainConfig).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from .. import expert_task, metrics, train
 from ..checkpoints import image_transform, load_image_encoder
 from ..data import subsets
+from ..data.scene_objects import WORDS
 from ..experts import from_scenes
 from ..prismer_config import ENCODERS, named_prismer
 from ..prismer_encoder import PrismerEncoder
@@ -108,7 +109,7 @@ def classifier(s: Settings, way: str, seed: int) -> expert_task.ExpertClassifier
     encoder = PrismerEncoder(image, config)
     for layer in encoder.layers:
         freeze(layer.block)
-    return expert_task.ExpertClassifier(encoder, num_classes=24)
+    return expert_task.ExpertClassifier(encoder, len(WORDS))
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
