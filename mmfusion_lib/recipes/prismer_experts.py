@@ -153,7 +153,7 @@ LAB = {
     "name": "small",
     "image_layers": 8,
     "image_size": 112,
-    "train": {"epochs": 3, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
+    "train": {"epochs": 2, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
 }
 
 RECIPE = Recipe(
@@ -178,7 +178,7 @@ RECIPE = Recipe(
             "count": {"train": 60_000, "validation": 4000, "test": 10_000},
         },
     },
-    minutes={"smoke": 0.5, "lab": 150, "paper": 1500},
+    minutes={"smoke": 0.5, "lab": 110, "paper": 1500},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
