@@ -1,0 +1,142 @@
+"""Texts after prompts: what is learnt, what is masked, and that training and writing go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from mmfusion_lib import checkpoints, prismer_training, scene_captioner, train
+from mmfusion_lib.encoder_config import CONFIGS
+from mmfusion_lib.encoders import EncoderConfig, build_encoder
+from mmfusion_lib.errors import InputError
+from mmfusion_lib.prismer import Prismer
+from mmfusion_lib.prismer_config import PrismerConfig
+from mmfusion_lib.prismer_training import PrismerItems, objective
+
+IMAGE = EncoderConfig("image", 16, 2, 2, 24, image_size=16, patch_size=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return checkpoints.load_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer) -> Prismer:
+    torch.manual_seed(0)
+    text = replace(CONFIGS["minilm-l6"], width=16, depth=2, heads=2, mlp_width=24)
+    config = PrismerConfig(IMAGE, text, (), image_size=16)
+    model = Prismer(build_encoder(IMAGE), build_encoder(text), config).eval()
+    model.tokenizer = tokenizer
+    return model
+
+
+def items(tokenizer, prompts, texts, **options) -> PrismerItems:
+    pictures = {"rgb": torch.randn(len(texts), 3, 16, 16, generator=torch.Generator())}
+    groups = [str(i) for i in range(len(texts))]
+    return PrismerItems(pictures, prompts, texts, tokenizer, groups, **options)
+
+
+def test_only_the_text_and_its_end_mark_are_learnt(tokenizer):
+    data = items(tokenizer, ["A picture of", ""], [["a red cat"], ["two dogs run"]])
+    first, second = data[0], data[1]
+    # [CLS] a picture of | a red cat [SEP]: four tokens are read, four are learnt.
+    assert (first["labels"] == prismer_training.IGNORED).tolist() == [True] * 4 + [False] * 4
+    assert tokenizer.decode(first["labels"][4:]) == "a red cat"
+    # [CLS] | two dogs run [SEP], then three paddings.
+    assert second["mask"].tolist() == [1] * 5 + [0] * 3
+    assert (second["labels"] == prismer_training.IGNORED).tolist() == [True] + [False] * 4 + [
+        True
+    ] * 3
+
+
+def test_objective_is_the_loss_of_decode(model, tokenizer):
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    data = items(
+        tokenizer, ["What is it?", "", "A"], [["a cat"], ["one long text here"], ["b"]],
+        weights=weights,
+    )  # fmt: skip
+    batch = default_collate([data[i] for i in range(3)])
+    latents = model.encode(batch["experts"])
+    losses = model.decode(batch["ids"], batch["mask"], latents, batch["labels"]).loss
+    torch.testing.assert_close(objective(model, batch), (losses * weights).mean())
+
+
+def test_more_padding_changes_nothing(model, tokenizer):
+    short = items(tokenizer, ["A picture of"] * 2, [["a cat"], ["a dog"]])
+    long = items(tokenizer, ["A picture of"] * 3, [["a cat"], ["a dog"], ["one two three four"]])
+    long.pictures.experts["rgb"][:2] = short.pictures.experts["rgb"]
+    losses = [objective(model, default_collate([d[0], d[1]])) for d in (short, long)]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_text_of_several_is_drawn_and_seeded(tokenizer):
+    data = items(tokenizer, [""], [["red", "blue", "green"]])
+    torch.manual_seed(0)
+    drawn = [tokenizer.decode(data[0]["ids"]) for _ in range(20)]
+    torch.manual_seed(0)
+    again = [tokenizer.decode(data[0]["ids"]) for _ in range(20)]
+    assert drawn == again
+    assert set(drawn) == {"red", "blue", "green"}
+
+
+def test_it_learns_to_say_what_it_sees(model, tokenizer):
+    """Two pictures, two captions: learnt by heart, written and ranked."""
+    model.requires_grad_(True)
+    texts = ["a red cat on a mat", "two blue dogs in the park"]
+    data = items(tokenizer, ["A picture of"] * 2, [[text] for text in texts])
+    config = train.TrainConfig(epochs=120, batch_size=2, lr=2e-2, clip=None)
+    result = train.fit(model, data, objective, config, progress=False)
+    assert result.losses[-1] < 0.5 * result.losses[0]
+    found = prismer_training.captions(model, data, num_beams=2, min_length=5)
+    assert found == ["A red cat on a mat.", "Two blue dogs in the park."]
+    assert prismer_training.answers(model, data, ["nothing", *texts]) == texts
+    with torch.no_grad():
+        expected = float(objective(model, default_collate([data[0], data[1]])))
+    assert prismer_training.mean_loss(model, data) == pytest.approx(expected)
+
+
+def test_without_leaves_out_maps(tokenizer):
+    data = items(tokenizer, ["", ""], [["a"], ["b"]])
+    data.pictures.experts["depth"] = torch.zeros(2, 1, 16, 16)
+    assert set(data[0]["experts"]) == {"rgb", "depth"}
+    assert set(data.without(["depth"])[0]["experts"]) == {"rgb"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": [""]}, "1 prompts for 2 pictures"),
+        ({"texts": [["a"], []]}, "Item 1 has no text"),
+        ({"texts": [["a"], [" "]]}, "Answer 0 is empty"),
+        ({"max_length": 2}, "Item 0 has 3 tokens"),
+    ],
+)
+def test_bad_items_are_named(tokenizer, changes, message):
+    given = {"prompts": ["", ""], "texts": [["a"], ["b"]]} | changes
+    with pytest.raises(InputError, match=message):
+        PrismerItems(
+            {"rgb": torch.zeros(2, 3, 16, 16)}, tokenizer=tokenizer, groups=["0", "1"], **given
+        )
+
+
+def test_published_weights_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_captioner, "folder", lambda: tmp_path)
+    monkeypatch.setattr(scene_captioner, "PART_BYTES", 300_000)
+    small = {"image": 1, "text": 1, "resampler_layers": 1, "adaptor_bottleneck": 8}
+    monkeypatch.setattr(scene_captioner, "SIZES", small)
+    model = scene_captioner.build(("depth",), **{k: small[k] for k in ("image", "text")})
+    with torch.no_grad():
+        model.encoder.positions.mul_(3)
+    paths = scene_captioner.publish(model, {"recipe": "test"})
+    assert len(paths) > 1
+    loaded = scene_captioner.load(experts=("depth",))
+    for (name, was), (_, now) in zip(model.named_parameters(), loaded.named_parameters()):
+        step = was.detach().abs().max() / 127  # the coarsest of the rows
+        assert (was - now).abs().max() <= step / 2 + 1e-6, name
+    paths[0].unlink()
+    with pytest.raises(InputError, match="lack"):
+        scene_captioner.load(experts=("depth",))
