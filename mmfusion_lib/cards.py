@@ -23,7 +23,7 @@ from . import settings
 from .errors import InputError
 from .files import sha256, write_text
 
-PAPER_SETS = ("food101", "mmimdb", "snli_ve")
+PAPER_SETS = ("food101", "mmimdb", "snli_ve", "coco", "nocaps", "vqav2", "imagenet", "web")
 NAMES = ("scenes", "figures", "groceries", *PAPER_SETS)
 START, END = "<!-- numbers -->", "<!-- /numbers -->"
 NEAR = 12  # of 256 fingerprint bits: pictures that differ in at most so many are near-duplicates
@@ -75,7 +75,8 @@ def compare(name: str, root: str | Path | None = None) -> str:
     """Published numbers of a set of `PAPER_SETS` beside those of your copy, as a Markdown table.
 
     Args:
-        root: the set's own folder; by default ``<MMFUSION_DATA>/<name>``.
+        root: the set's own folder; by default ``<MMFUSION_DATA>/<name>``. The sets of Prismer lie in
+            one tree, by default ``MMFUSION_DATA`` itself.
 
     Raises:
         InputError: as the set's reader.
@@ -90,7 +91,8 @@ def _paper_set(name: str) -> Any:
     """The reader of a set that is not distributed."""
     if name not in PAPER_SETS:
         raise InputError(f"{name!r} has no published numbers: use {', '.join(PAPER_SETS)}.")
-    return import_module(f"{__package__}.data.{name}")
+    module = "web_captions" if name == "web" else name
+    return import_module(f"{__package__}.data.{module}")
 
 
 def front_matter(path: str | Path) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def test_update_and_check(tmp_path, cache):
 
 
 def test_bad_cards(tmp_path):
-    with pytest.raises(InputError, match="no data card 'coco'"):
-        cards.update("coco")
+    with pytest.raises(InputError, match="no data card 'birds'"):
+        cards.update("birds")
     with pytest.raises(InputError, match="does not exist"):
         cards.check("figures", folder=tmp_path)
     (tmp_path / "figures.md").write_text("no block")
