@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     records.add_argument("what", nargs="?", default="status", help="status, claims, claims:CHAPTER")
 
     card = add("card", "Regenerate the numbers of a data card, or check them.")
-    card.add_argument("name", help="scenes, figures, groceries, food101, mmimdb or snli_ve")
+    card.add_argument("name", help="a set of data_cards: scenes, food101, coco, ...")
     card.add_argument("--check", action="store_true", help="change nothing; exit 1 on a difference")
 
     build = add("build", "Fetch a public data set, or take your download, and convert it.")

@@ -126,7 +126,7 @@ def test_bad_items_are_named(tokenizer, changes, message):
 def test_published_weights_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_captioner, "folder", lambda: tmp_path)
     monkeypatch.setattr(scene_captioner, "PART_BYTES", 300_000)
-    small = {"image": 1, "text": 1, "resampler_layers": 1, "adaptor_bottleneck": 8}
+    small = {**scene_captioner.SIZES, "image": 1, "text": 1, "adaptor_bottleneck": 8}
     monkeypatch.setattr(scene_captioner, "SIZES", small)
     model = scene_captioner.build(("depth",), **{k: small[k] for k in ("image", "text")})
     with torch.no_grad():

@@ -99,6 +99,89 @@ def test_bad_claims_are_refused(tmp_path):
         records.claims(path)
 
 
+CLAIMS = """
+- &a {id: x-a-cider, source: PMF, chapter: "01", claim: Model A, where: Table 1, metric: CIDEr,
+   data: COCO, provenance: paper, value: 1.50, why: no data}
+- {<<: *a, id: x-a-bleu, metric: BLEU-4, value: 40.0}
+- {<<: *a, id: x-b-bleu, claim: Model B, metric: BLEU-4, value: 2, where: Table 2}
+- &b {id: ours-a, source: ours, chapter: "02", claim: a is large, where: here, metric: accuracy,
+   data: toy, provenance: ours, value: 0.6, tolerance: 0.1, recipe: toy, result: a}
+- {<<: *b, id: ours-b, value: 0.9}
+- {<<: *b, id: pending, source: PMF, recipe: absent}
+"""
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Six claims and the record of ``make``, in place of the book's."""
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    make().save(tmp_path / "runs")
+    monkeypatch.setattr(records, "results_root", lambda: tmp_path)
+
+
+def test_claims_by_source_and_by_chapter(made):
+    def rows(what: str) -> list[str]:
+        return records.markdown(what).splitlines()[2:]
+
+    assert len(rows("claims")) == 6
+    assert len(rows("claims:PMF")) == 4  # three of the first chapter, one of the second
+    assert len(rows("claims:02")) == 3
+    assert rows("claims:ours:02") == [
+        "| a is large | ours | accuracy; toy | 0.6 ± 0.1 | 0.600 ± 0.100 | reproduced |",
+        "| a is large | ours | accuracy; toy | 0.9 ± 0.1 | 0.600 ± 0.100 | not reproduced |",
+    ]
+
+
+def test_verdicts_are_counted(made):
+    assert records.markdown("verdicts").splitlines()[2:] == [
+        "| PMF | 0 | 0 | 1 | 3 | 4 |",
+        "| ours | 1 | 1 | 0 | 0 | 2 |",
+    ]
+
+
+def test_a_grid_has_a_row_a_metric_and_a_column_a_model(made):
+    assert records.markdown("grid:x-").splitlines() == [
+        "| measured | Model A: Table 1 (paper) | Model B: Table 2 (paper) |",
+        "| --- | --- | --- |",
+        "| CIDEr; COCO | 1.5 | - |",
+        "| BLEU-4; COCO | 40.0 | 2 |",  # digits as they are written
+    ]
+
+
+def test_reasons_are_grouped(made):
+    rows = records.markdown("reasons").splitlines()[2:]
+    assert rows == ["| no data | 3 | PMF, Table 1; PMF, Table 2 |"]
+
+
+def test_what_has_not_run_has_a_command(made):
+    from mmfusion_lib.recipes import ALL
+
+    text = records.markdown("commands")
+    for recipe in ALL:
+        scale = "lab" if "lab" in recipe.scales else "paper"
+        assert f"`python -m mmfusion_lib run {recipe.name} --scale {scale} --publish`" in text
+    records.results_root().joinpath("runs/toy.lab.json").rename(
+        records.results_root() / "runs" / f"{ALL[0].name}.lab.json"
+    )
+    assert f" run {ALL[0].name} " not in records.markdown("commands")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("claim", "Unknown table 'claim'"),
+        ("status:01", "Unknown table 'status:01'"),
+        ("grid", "Unknown table 'grid'"),
+        ("claims:99", "No claim belongs in the table 'claims:99'"),
+        ("claims:ours:01", "No claim belongs in the table 'claims:ours:01'"),
+        ("grid:y-", "No claim belongs in the table 'grid:y-'"),
+    ],
+)
+def test_tables_that_there_are_not(made, what, message):
+    with pytest.raises(InputError, match=message):
+        records.markdown(what)
+
+
 def test_committed_claims_point_at_recipes_and_results():
     from mmfusion_lib.recipes import ALL
 
