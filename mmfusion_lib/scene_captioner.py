@@ -2,7 +2,7 @@
 
 Chosen so that it trains in half an hour on a core and fits in a few megabytes: the picture is read by the
 encoder that chapter 3 tuned on scenes, the first three blocks of MiniLM write, the resampler has one
-layer, and the word table stays as it was pretrained. The adaptors have a bottleneck and start near zero,
+layer, and word table, patches and positions stay as they were pretrained. The adaptors have a bottleneck and start near zero,
 as the paper says and its code does not: eight fresh ones would blur what the encoder knows. Weights are
 published as 8-bit integers, one scale for each row.
 """
@@ -42,7 +42,7 @@ def build(
     text: int | None = None,
     **changes: Any,
 ) -> Prismer:
-    """The captioner before training: pretrained blocks and word table frozen, all else drawn.
+    """The captioner before training: what is pretrained is frozen, all else is drawn.
 
     Args:
         experts: maps that it can read; () is PrismerZ.
@@ -65,7 +65,10 @@ def build(
         model.encoder.layers[scene_tuning.DEPTH :], tuned.layers[scene_tuning.DEPTH :]
     ):
         own.block.load_state_dict(block.state_dict())
-    freeze(model.decoder.words)
+    # At a rate that teaches the new parts in minutes, these would unlearn what they know.
+    for part in (model.decoder.words, model.encoder.patch, model.encoder.norm):
+        freeze(part)
+    model.encoder.positions.requires_grad_(False)
     return model
 
 

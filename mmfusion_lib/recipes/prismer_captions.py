@@ -23,7 +23,7 @@ from ..scene_texts import caption_items
 WAYS = {
     "prismer": {"experts": SCENE_EXPERTS, "changes": {}},
     "prismerz": {"experts": (), "changes": {}},
-    "prismerz-wide": {"experts": (), "changes": {"adaptor_bottleneck": 1047}},
+    "prismerz-wide": {"experts": (), "changes": {"adaptor_bottleneck": 1049}},
 }
 SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
 
@@ -141,14 +141,14 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
 LAB = {
     "seeds": [0, 1, 2],
     "ways": WAYS,
-    "count": {"train": 6000, "validation": 200, "test": 300},
+    "count": {"train": 6000, "validation": 200, "test": 200},
     "share": 0.9,
     "image_layers": 8,
     "text_layers": 3,
     "beams": 3,
     "publish": "0-prismer",
     "every": 25,
-    "train": {"epochs": 1, "batch_size": 12, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.05},
+    "train": {"epochs": 1, "batch_size": 12, "lr": 7e-4, "weight_decay": 0.05, "warmup": 0.05},
 }
 
 RECIPE = Recipe(
