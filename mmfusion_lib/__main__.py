@@ -35,7 +35,12 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument("--minutes", type=float, required=True, help="start nothing that ends later")
 
     records = add("records", "Show recipes and their records, or the claims and their verdicts.")
-    records.add_argument("what", nargs="?", default="status", help="status, claims, claims:CHAPTER")
+    records.add_argument(
+        "what",
+        nargs="?",
+        default="status",
+        help="status, verdicts, claims[:SOURCE][:CHAPTER], grid:BEGINNING, commands, reasons",
+    )
 
     card = add("card", "Regenerate the numbers of a data card, or check them.")
     card.add_argument("name", help="a set of data_cards: scenes, food101, coco, ...")
