@@ -141,14 +141,14 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
 LAB = {
     "seeds": [0, 1, 2],
     "ways": WAYS,
-    "count": {"train": 6000, "validation": 200, "test": 200},
+    "count": {"train": 3600, "validation": 100, "test": 200},
     "share": 0.9,
     "image_layers": 8,
     "text_layers": 3,
     "beams": 3,
     "publish": "0-prismer",
     "every": 25,
-    "train": {"epochs": 1, "batch_size": 12, "lr": 7e-4, "weight_decay": 0.05, "warmup": 0.05},
+    "train": {"epochs": 1, "batch_size": 16, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.2},
 }
 
 RECIPE = Recipe(
@@ -176,7 +176,7 @@ RECIPE = Recipe(
             "train": {**LAB["train"], "epochs": 10, "batch_size": 64, "precision": "bf16"},
         },
     },
-    minutes={"smoke": 0.5, "lab": 200, "paper": 300},
+    minutes={"smoke": 0.5, "lab": 120, "paper": 300},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
