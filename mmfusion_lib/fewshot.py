@@ -1,0 +1,214 @@
+"""Few-shot naming: Prismer ranks class names, on vision tokens that are computed once.
+
+A photograph is named by ranking: which class name follows "A photo of a" best (paper section 3.4)? From a
+few shots the decoder learns to look at the picture and to spell the names.
+
+**What is left out here.** The vision side stands still: its adaptors are silenced (`silence`) or, in a
+trained start, kept as they are, and patch projection, positions and outer norm do not train either.
+Published fine-tuning trains all of these. In return a picture's tokens are computed once for all seeds,
+shots and epochs, and a step costs a few times less. In training a random part of the tokens is hidden,
+anew for each item and epoch, which stands in for the random crops of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import prismer_text
+from .data import scene_tasks
+from .encoders import ImageEncoder
+from .errors import InputError
+from .prismer import Prismer
+from .prismer_encoder import PrismerEncoder
+from .prismer_training import IGNORED, prompt_tokens
+from .tokenizer import Tokenizer
+
+
+def draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+    """Row numbers of ``shots`` items of each class; those of fewer shots are among those of more.
+
+    Raises:
+        InputError: a class has fewer items, or ``shots`` is below 1.
+    """
+    rows = [{"label": int(label), "index": row} for row, label in enumerate(labels)]
+    return scene_tasks.shots(rows, shots, seed)
+
+
+def silence(encoder: PrismerEncoder) -> PrismerEncoder:
+    """Make the adaptors of the vision side the identity, in place: their second map becomes 0."""
+    for layer in encoder.layers:
+        nn.init.zeros_(layer.adaptor.up.weight)
+        nn.init.zeros_(layer.adaptor.up.bias)
+    return encoder
+
+
+class VisionTokens(nn.Module):
+    """PrismerZ's whole vision side as one step, in the form that ``features.extract`` takes (depth 0)."""
+
+    def __init__(self, encoder: PrismerEncoder):
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+        self.layers = nn.ModuleList()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, L, D)."""
+        return self.encoder({"rgb": pixels})
+
+
+class Named:
+    """Tokens of pictures and the names of their classes, as training data.
+
+    Args:
+        latents: (N, L, D) of ``Prismer.encode``; may be memory-mapped.
+        labels: (N,) class indices.
+        names: C class names, as they are to be written.
+        tokenizer: of the decoder.
+        seen: tokens of a picture that are shown at a time, drawn from torch's generator; None: all.
+
+    Raises:
+        InputError: counts differ, or ``seen`` is not in 1..L.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        seen: int | None = None,
+    ):
+        if len(latents) != len(labels):
+            raise InputError(
+                f"There are {len(labels)} labels for {len(latents)} pictures: give one each."
+            )
+        if seen is not None and not 1 <= seen <= latents.shape[1]:
+            raise InputError(
+                f"seen={seen} of {latents.shape[1]} tokens cannot be shown: use 1 to "
+                f"{latents.shape[1]}, or None for all."
+            )
+        self.latents, self.labels, self.seen = latents, labels, seen
+        prompt = prompt_tokens(tokenizer, prismer_text.CLASS_PROMPT)
+        rows = [prompt + ids for ids in prismer_text.answer_ids(tokenizer, names)]
+        longest = max(len(row) for row in rows)
+        self.ids = torch.full((len(rows), longest), tokenizer.pad_id)  # (C, N_t)
+        self.targets = torch.full((len(rows), longest), IGNORED)  # (C, N_t)
+        for number, row in enumerate(rows):
+            self.ids[number, : len(row)] = torch.tensor(row)
+            self.targets[number, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        latents, label = self.latents[i], self.labels[i]  # (L, D)
+        if self.seen is not None:
+            latents = latents[torch.randperm(len(latents))[: self.seen]]  # (seen, D)
+        return {"latents": latents, "ids": self.ids[label], "labels": self.targets[label]}
+
+
+def objective(model: Prismer, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of ``prismer_training.objective`` from tokens on, with logits only where something is learnt.
+
+    Texts are padded behind, where nothing that is learnt can look, so that no mask is needed.
+    """
+    targets = batch["labels"][:, 1:]  # (B, N - 1): what follows each position
+    learnt = targets != IGNORED
+    longest = int(learnt.nonzero()[:, 1].max()) + 1
+    ids, targets, learnt = batch["ids"][:, :longest], targets[:, :longest], learnt[:, :longest]
+    tokens = model.decoder.advance(ids, model.decoder.start(batch["latents"]))  # (B, longest, D)
+    logits = model.decoder.logits(tokens[learnt])  # (all learnt, V)
+    smoothing = model.config.label_smoothing
+    total = F.cross_entropy(
+        logits.float(), targets[learnt], reduction="sum", label_smoothing=smoothing
+    )
+    return total / len(ids)
+
+
+@torch.no_grad()
+def rank_names(
+    model: Prismer,
+    latents: Tensor,
+    names: Sequence[str],
+    *,
+    shortlist: int | None = None,
+    batch_size: int = 32,
+    **options: Any,
+) -> Tensor:
+    """The class of each picture, (N,) on the CPU: the name that ``Prismer.rank`` scores highest.
+
+    Args:
+        latents: (N, L, D).
+        names: C class names.
+        shortlist: see ``rank.rank``; 32 as published for ImageNet.
+        options: further ones of ``rank.rank``.
+    """
+    if model.tokenizer is None:
+        raise InputError("This model has no tokenizer: set model.tokenizer before ranking names.")
+    model.eval()
+    device = model.encoder.positions.device
+    names = prismer_text.answer_ids(model.tokenizer, names)
+    prompt = torch.tensor([prompt_tokens(model.tokenizer, prismer_text.CLASS_PROMPT)])  # (1, P)
+    found = []
+    for start in range(0, len(latents), batch_size):
+        some = latents[start : start + batch_size].to(device).float()  # (B, L, D)
+        prompts = prompt.expand(len(some), -1).to(device)  # (1, P) -> (B, P)
+        scores = model.rank(some, prompts, names, shortlist, **options)  # (B, C)
+        found.append(scores.argmax(1).cpu())
+    return torch.cat(found)  # (N,)
+
+
+def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor, num_classes: int) -> Tensor:
+    """Nearest class mean by cosine: (N, D) features with labels (N,), (M, D) queries -> (M,) classes.
+
+    Raises:
+        InputError: a class has no item.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)  # (C,)
+    if (counts == 0).any():
+        raise InputError(f"Class {int(counts.argmin())} has no item: give one of each or more.")
+    sums = torch.zeros(num_classes, features.shape[1]).index_add_(0, labels, features)  # (C, D)
+    return (F.normalize(queries, dim=1) @ F.normalize(sums, dim=1).T).argmax(1)
+
+
+class Tail(nn.Module):
+    """The last blocks of an image encoder with a linear head, on tokens cached below them.
+
+    Args:
+        encoder: its blocks from ``depth`` on, last norm and readout are used, not copied.
+        depth: blocks that the cached tokens have been through.
+        num_classes: C.
+    """
+
+    def __init__(self, encoder: ImageEncoder, depth: int, num_classes: int):
+        super().__init__()
+        if not 0 <= depth <= len(encoder.layers):
+            raise InputError(
+                f"depth={depth} is asked of an encoder with {len(encoder.layers)} blocks: use 0 to "
+                f"{len(encoder.layers)}."
+            )
+        self.layers, self.norm, self.pool = encoder.layers[depth:], encoder.norm, encoder.pool
+        self.head = nn.Linear(encoder.config.readout_width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + L, D), CLS first -> (B, C)."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(self.pool(self.norm(tokens)))  # (B, 1 + L, D) -> (B, R) -> (B, C)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy, the mean over the batch."""
+        return F.cross_entropy(self(batch["tokens"]), batch["labels"])
+
+
+@torch.no_grad()
+def predict(model: Tail, tokens: Tensor, batch_size: int = 64) -> Tensor:
+    """(N, 1 + L, D) -> class of each, (N,) on the CPU; the model is left in evaluation mode."""
+    model.eval()
+    device = model.head.weight.device
+    parts = tokens.split(batch_size)
+    return torch.cat([model(part.to(device).float()).argmax(1).cpu() for part in parts])

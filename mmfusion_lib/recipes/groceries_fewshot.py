@@ -1,0 +1,276 @@
+"""Naming groceries from 1 to 16 photographs a product: Prismer against simpler ways on the same encoder.
+
+Every way reads the same pictures through the same blocks of the same image encoder. "prismer" is PrismerZ
+(nobody has exact maps of a photograph) with its vision side standing still, see ``fewshot``; it chooses
+among the 81 names by ranking. "probe" is a softmax regression and "mean" the nearest class mean, both on
+the encoder's readout. "tuned" trains the last blocks with a linear head.
+
+Settings were fixed on the validation split, which has 60 of the 81 classes, with shots of seed 0; the
+probe's weight decay is chosen there anew for each unit, which favours the probe. The test split is read
+once a unit. Pictures of one product were taken within moments of each other, and nothing says which: so
+intervals draw whole products.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .. import checkpoints, fewshot, metrics, probes, train
+from ..data import groceries, subsets
+from ..data.problems import _encoded
+from ..features import Images, extract
+from ..prismer import Prismer, load_prismer
+from ..prismer_config import ENCODERS, MODELS
+from ..records import spread
+from ..runs import Recipe, Settings
+from ..trainable import freeze
+
+SPLITS = ("train", "validation", "test")
+
+
+@lru_cache(maxsize=3)
+def table(split: str, classes: int, count: int | None) -> tuple[list[Any], torch.Tensor]:
+    """Encoded pictures and labels of the first ``classes`` products; at most ``count`` of them."""
+    rows = groceries.load(split)
+    labels = rows["label"][:]
+    kept = [row for row, label in enumerate(labels) if label < classes]
+    if count is not None:
+        kept = [kept[i] for i in subsets.stratified([labels[row] for row in kept], count)]
+    pictures = _encoded(rows)
+    return [pictures[row] for row in kept], torch.tensor([labels[row] for row in kept])
+
+
+def pictures(s: Settings, split: str) -> tuple[Images, torch.Tensor]:
+    """Pictures of one split at the size of the encoder, and their labels (N,)."""
+    sources, labels = table(split, s["classes"], s["count"][split])
+    return Images(sources, transform(s)), labels
+
+
+def transform(s: Settings) -> Any:
+    """What every way does to a picture first."""
+    return checkpoints.image_transform(ENCODERS["small"][0], size=s["image_size"])
+
+
+def readouts(s: Settings, split: str) -> torch.Tensor:
+    """(N, R) of the frozen encoder, CLS and mean patch."""
+    encoder = checkpoints.load_image_encoder(ENCODERS["small"][0], depth=s["image_layers"])
+    options = {"depths": [s["image_layers"]], "pool": "readout", "dtype": "float32"}
+    found = extract(encoder, pictures(s, split)[0], **options)
+    return found[s["image_layers"]].values
+
+
+def units(s: Settings) -> list[str]:
+    """A unit a number of shots, way and seed, in the order of ``s["shots"]``: its ends first."""
+    return [
+        f"{way}-{shots}-{seed}"
+        for shots in s["shots"]
+        for way in s["ways"]
+        if way != "tuned" or shots in s["tuned_shots"]
+        for seed in s["seeds"]
+    ]
+
+
+def run_unit(s: Settings, unit: str) -> dict[str, Any]:
+    """Learn from the shots; test hits, validation accuracy, seconds of training and of naming."""
+    way, shots, seed = unit.split("-")
+    labels = {split: pictures(s, split)[1] for split in SPLITS}
+    rows = fewshot.draw(labels["train"].tolist(), int(shots), int(seed))
+    learn = {"mean": _mean, "probe": _probe, "prismer": _prismer, "tuned": _tuned}[way]
+    found = learn(s, rows, labels, int(seed))
+    right = found["test"] == labels["test"]
+    return {
+        "hits": "".join("01"[int(x)] for x in right),
+        "validation": metrics.accuracy(found["validation"], labels["validation"]),
+        **found.get("more", {}),
+    }
+
+
+def _mean(
+    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
+) -> dict[str, Any]:
+    shots = readouts(s, "train")[rows]  # (K, R)
+    return {
+        split: fewshot.nearest_mean(
+            shots, labels["train"][rows], readouts(s, split), s["classes"]
+        )
+        for split in SPLITS[1:]
+    }  # fmt: skip
+
+
+def _probe(
+    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
+) -> dict[str, Any]:
+    values = {split: readouts(s, split) for split in SPLITS}
+    start = time.perf_counter()
+    probe = probes.fit_probe(
+        values["train"][rows], labels["train"][rows],
+        values["validation"], labels["validation"], num_classes=s["classes"],
+    )  # fmt: skip
+    more = {"decay": probe.decay, "training seconds": time.perf_counter() - start}
+    return {**{split: probe.predict(values[split]) for split in SPLITS[1:]}, "more": more}
+
+
+def _prismer(
+    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
+) -> dict[str, Any]:
+    model = prismer(s, seed)
+    latents = {split: vision(s, model, split) for split in SPLITS}
+    names = names_of(s)
+    items = fewshot.Named(
+        latents["train"][rows], labels["train"][rows], names, model.tokenizer, s["seen"]
+    )
+    result = train.fit(model, items, fewshot.objective, _config(s, "prismer", len(rows), seed))
+    start = time.perf_counter()
+    options = {"shortlist": s["shortlist"], "smoothing": s["smoothing"]}
+    found = {
+        split: fewshot.rank_names(model, latents[split], names, **options) for split in SPLITS[1:]
+    }
+    pictures = sum(len(latents[split]) for split in SPLITS[1:])
+    per_second = pictures / (time.perf_counter() - start)
+    more = {"training seconds": result.seconds, "named a second": per_second}
+    return {**found, "more": {**more, "loss": result.losses[-1], "steps": result.steps}}
+
+
+def _tuned(
+    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
+) -> dict[str, Any]:
+    depth, below = s["image_layers"], s["image_layers"] - s["tuned_blocks"]
+    encoder = checkpoints.load_image_encoder(ENCODERS["small"][0], depth=depth)
+    options = {"depths": [below], "dtype": "float32"}
+    tokens = {
+        split: extract(encoder, pictures(s, split)[0], **options)[below].values
+        for split in SPLITS
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = fewshot.Tail(encoder, below, s["classes"])
+    items = [
+        {"tokens": tokens["train"][row], "labels": labels["train"][row]} for row in rows
+    ]  # fmt: skip
+    config = _config(s, "tuned", len(rows), seed)
+    result = train.fit(model, items, fewshot.Tail.loss, config)
+    found = {split: fewshot.predict(model, tokens[split]) for split in SPLITS[1:]}
+    return {**found, "more": {"training seconds": result.seconds, "loss": result.losses[-1]}}
+
+
+def _config(s: Settings, way: str, items: int, seed: int) -> train.TrainConfig:
+    """As many epochs as give about ``steps`` steps, whatever the number of shots."""
+    options = dict(s[way])
+    per_epoch = items // options["batch_size"]
+    epochs = max(1, round(options.pop("steps") / per_epoch))
+    return train.TrainConfig(epochs=epochs, seed=seed, **options)
+
+
+def prismer(s: Settings, seed: int) -> Prismer:
+    """PrismerZ of which the decoder trains, but for its word table and what ``s["freeze"]`` freezes."""
+    small = MODELS["small"]
+    model = load_prismer(
+        "small",
+        seed=seed,
+        experts=(),
+        image=replace(small.image, depth=s["image_layers"]),
+        text=replace(small.text, depth=s["text_layers"]),
+        image_size=s["image_size"],
+    )
+    model.freeze(s["freeze"])
+    freeze(fewshot.silence(model.encoder))
+    freeze(model.decoder.words)
+    return model
+
+
+def vision(s: Settings, model: Prismer, split: str) -> torch.Tensor:
+    """(N, L, D) of one split, from the cache where they are: no seed changes them."""
+    encoder = fewshot.VisionTokens(model.encoder)
+    return extract(encoder, pictures(s, split)[0], depths=[0], dtype="float32")[0].values
+
+
+def names_of(s: Settings) -> list[str]:
+    """Class names as they follow "A photo of a": in lower case (official code)."""
+    return [name.lower() for name in groceries.CLASSES[: s["classes"]]]
+
+
+def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy by way and shots; paired intervals over products and seeds; curves over shots."""
+    labels = table("test", s["classes"], s["count"]["test"])[1]
+    groups = labels.tolist()
+    hits, results, curves = {}, {}, {}
+    for way in s["ways"]:
+        taken = [k for k in sorted(s["shots"]) if way != "tuned" or k in s["tuned_shots"]]
+        for shots in taken:
+            runs = [done[f"{way}-{shots}-{seed}"] for seed in s["seeds"]]
+            rows = torch.tensor([[int(c) for c in run["hits"]] for run in runs])  # (S, N)
+            hits[way, shots] = rows
+            results[f"{way}-{shots}"] = spread(rows.double().mean(1).tolist())
+            seen = [run["validation"] for run in runs]
+            results[f"{way}-{shots}-validation"] = spread(seen)
+            if "training seconds" in runs[0]:
+                seconds = [run["training seconds"] for run in runs]
+                results[f"{way}-{shots}-seconds"] = spread(seconds, "seconds")
+        found = [results[f"{way}-{shots}"] for shots in taken]
+        curves[way] = {
+            "x": taken,
+            "mean": [each["mean"] for each in found],
+            "std": [each["std"] for each in found],
+        }
+    comparisons = {
+        f"prismer-{k} - {way}-{k}": metrics.paired_bootstrap(
+            hits["prismer", k], hits[way, k], groups
+        )._asdict()
+        for k in sorted(s["shots"])
+        for way in ("probe", "mean", "tuned")
+        if (way, k) in hits and ("prismer", k) in hits
+    }
+    return {"results": results, "comparisons": comparisons, "curves": curves}
+
+
+LAB = {
+    "seeds": [0, 1, 2],
+    "classes": 81,
+    "count": {"train": None, "validation": None, "test": None},
+    "shots": [1, 16, 4, 2, 8],  # every class has 16 training pictures or more
+    "ways": ["mean", "probe", "prismer", "tuned"],
+    "tuned_shots": [1, 16],
+    "image_layers": 8,
+    "image_size": 112,
+    "text_layers": 3,
+    "freeze": "lang_vision",
+    "seen": 16,  # of 64 tokens, at a time, in training
+    "shortlist": 16,
+    "smoothing": 0.1,
+    "prismer": {"steps": 100, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
+    "tuned_blocks": 2,
+    "tuned": {"steps": 100, "batch_size": 16, "lr": 3e-4, "weight_decay": 0.05, "warmup": 0.1},
+}
+
+RECIPE = Recipe(
+    name="groceries-fewshot",
+    title="Groceries from 1 to 16 shots: Prismer ranks names; probe, class mean, fine-tuning",
+    chapter="05",
+    scales={
+        "smoke": {
+            **LAB,
+            "seeds": [0],
+            "classes": 5,
+            "count": {"train": 60, "validation": 10, "test": 20},
+            "shots": [1, 2],
+            "tuned_shots": [2],
+            "image_layers": 2,
+            "image_size": 56,
+            "text_layers": 1,
+            "seen": 4,
+            "tuned_blocks": 1,
+            "prismer": {**LAB["prismer"], "steps": 3, "batch_size": 4},
+            "tuned": {**LAB["tuned"], "steps": 3, "batch_size": 4},
+        },
+        "lab": LAB,
+    },
+    minutes={"smoke": 0.3, "lab": 90},
+    units=units,
+    run_unit=run_unit,
+    summarise=summarise,
+    trials=len(probes.DECAYS),
+)
