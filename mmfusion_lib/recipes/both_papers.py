@@ -1,41 +1,44 @@
-"""Both papers together: words on signs reach a text by the resampler, by prompts, by both, or not at all.
+"""Both papers together: what experts see reaches a question by the resampler, by prompts, both, or not.
 
-Each scene has one sign. 'The sign says "taxi".': true or false? The word is too small for the image
-encoder, so only an expert can know it: the map of ``ocr_detection``. 'Something is red.': true or false?
-Only the picture can know that, as no map holds colours. Every sentence and every picture is true as
-often as false, so a model of one modality is right half of the time. All ways train equally many
-parameters (``expert_fusion.equalised``), on the same pairs in the same order.
+"What kind of thing is the leftmost object?", "What colour is the rightmost object?" The text says which
+of four answers of a scene is wanted; the picture shows the colours; the map of detections names the
+kinds. So all three are needed: the text alone can only guess what is common, and a picture without its
+question is right once in four. All ways train equally many parameters (``expert_fusion.equalised``), on
+the same questions in the same order.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import Any
 
-import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from .. import accounting, checkpoints, metrics, pair_training, scene_texts, train
-from ..data import scene_presence, scenes
+from ..data import scenes
 from ..data.pairs import Pairs
-from ..data.scene_facts import Graph
+from ..data.scene_facts import Graph, facts
+from ..data.scene_objects import COLOURS, KINDS
+from ..data.scene_questions import QUESTIONS
 from ..expert_fusion import ExpertFusionConfig, ExpertPMF, equalised
 from ..expert_task import ExpertItems
 from ..experts import tensors
 from ..pmf import PMFConfig, PMFOutput
 from ..records import spread
 from ..runs import Recipe, Settings
-from . import entailment
 from . import fusion_common as common
 
 MIB = 2**20
-FAMILIES = ("word", "colour")
-WORDINGS = ('The sign says "{0}".', 'The word on the sign is "{0}".')
+PLACES = ("leftmost", "rightmost")
+FAMILIES = {"kind": tuple(KINDS), "colour": tuple(COLOURS)}  # what is asked -> its answers
+ANSWERS = tuple(answer for answers in FAMILIES.values() for answer in answers)
+WAYS = ("none", "resampler", "prompts", "both")
 COMPARED = (
     ("prompts", "resampler"),
     ("both", "resampler"),
@@ -43,71 +46,57 @@ COMPARED = (
     ("prompts", "none"),
     ("resampler", "none"),
 )
-
+UNITS = {"trainable": "parameters", "activations": "MiB per sample", "seconds": "seconds"}
 
 # The data.
 
 
-@lru_cache(maxsize=3)
-def sign_table(split: str, count: int) -> Any:
-    """Those of the first ``count`` scenes of a split that show exactly one sign."""
-    table = scenes.load(split, count)
-    signs = [len(_signs(json.loads(graph))) for graph in table["graph"]]
-    return table.select([row for row, number in enumerate(signs) if number == 1])
+def asked_of(graph: Graph) -> dict[tuple[str, str], str]:
+    """{(family, place): answer}, four questions of a scene; {} where one has no answer or two share one.
 
-
-def sentences(graphs: list[Graph], families: list[str], rounds: int) -> list[dict]:
-    """Rows ``{"index", "hypothesis", "label", "type"}``: balanced claims about scenes with one sign.
-
-    In each round and family, two scenes share two sentences, each true of one and false of the other.
+    So of the four answers of a scene no two are equal, and without the question one in four is right.
     """
-    rows = []
-    if "word" in families:
-        rng = random.Random("signs")
-        said = [_signs(graph)[0] for graph in graphs]
-        for _ in range(rounds):
-            waiting = rng.sample(range(len(graphs)), len(graphs))
-            while waiting:
-                a = waiting.pop()
-                b = next((i for i in reversed(waiting) if said[i] != said[a]), None)
-                if b is None:
-                    continue
-                waiting.remove(b)
-                for true, false in ((a, b), (b, a)):
-                    text = rng.choice(WORDINGS).format(said[true])
-                    for index, label in zip((true, false), scene_presence.LABELS):
-                        rows.append(
-                            {"index": index, "hypothesis": text, "label": label, "type": "word"}
-                        )
-    if "colour" in families:
-        found = scene_presence.presence(graphs, rounds=rounds)
-        rows += [row for row in found if row["type"] == "colour"]
-    return sorted(rows, key=lambda row: row["index"])
+    known = facts(graph)
+    found = {
+        (kind, place): known.get((f"{kind}_at", place)) for kind in FAMILIES for place in PLACES
+    }
+    return found if None not in found.values() and len(set(found.values())) == 4 else {}
 
 
-@lru_cache(maxsize=12)
-def sign_pairs(split: str, count: int, families: tuple[str, ...], rounds: int) -> Pairs:
-    """The sentences of a split as pairs; ``groups`` are the scenes."""
-    table = sign_table(split, count)
-    rows = sentences([json.loads(graph) for graph in table["graph"]], list(families), rounds)
-    pictures = table.cast_column("image", datasets.Image(decode=False))
+@lru_cache(maxsize=3)
+def questions(split: str, count: int) -> tuple[Any, Pairs, list[str]]:
+    """Of the first ``count`` scenes of a split: those that are asked about, questions, their families."""
+    import datasets
+
+    table = scenes.load(split, count)
+    asked = [asked_of(json.loads(graph)) for graph in table["graph"]]
+    table = table.select([row for row, found in enumerate(asked) if found])
+    rng = random.Random("places")
+    texts, labels, rows, kinds = [], [], [], []
+    for row, found in enumerate(each for each in asked if each):
+        for (kind, place), answer in found.items():
+            texts.append(rng.choice(QUESTIONS[f"{kind}_at"]).format(place))
+            labels.append(ANSWERS.index(answer))
+            rows.append(row)
+            kinds.append(kind)
+    encoded = table.cast_column("image", datasets.Image(decode=False))  # a few KB each
     names = table["id"]
-    return Pairs(
-        pictures["image"][:],
-        torch.tensor([row["index"] for row in rows]),
-        [row["hypothesis"] for row in rows],
-        torch.tensor([scene_presence.LABELS.index(row["label"]) for row in rows]),
-        [names[row["index"]] for row in rows],
-        scene_presence.LABELS,
+    groups = [names[row] for row in rows]
+    part = Pairs(
+        encoded["image"][:], torch.tensor(rows), texts, torch.tensor(labels), groups, ANSWERS
     )
+    return table, part, kinds
 
 
-def _signs(graph: Graph) -> list[str]:
-    """The words on a scene's signs."""
-    return [item["word"] for item in graph["objects"] if item["word"]]
+def text_alone(part: Pairs) -> float:
+    """Share that is right when each question gets its most common answer of this very split."""
+    answers: dict[str, Counter] = defaultdict(Counter)
+    for text, label in zip(part.texts, part.labels.tolist()):
+        answers[text][label] += 1
+    return sum(max(each.values()) for each in answers.values()) / len(part.labels)
 
 
-class ExpertPairs(Dataset):
+class AskedPictures(Dataset):
     """Cached base features of N pairs, with the maps of each pair's picture.
 
     Args:
@@ -126,32 +115,25 @@ class ExpertPairs(Dataset):
         return {**self.pairs[index], "experts": experts}
 
 
-def data(s: Settings, split: str, items: list[int] | None = None) -> ExpertPairs:
+def data(s: Settings, split: str, items: list[int] | None = None) -> AskedPictures:
     """A split, ready to train on or to be tested on."""
-    part = pairs(s, split)
+    _, part, _ = questions(split, s["count"][split])
     image, text = common.encoders(s)
     tokenizer = checkpoints.load_tokenizer(s["text_encoder"])
-    depths = s["image_depth"], s["text_depth"]
     cached = pair_training.cache(
-        image, text, part, common.transform(s), tokenizer, depths,
+        image, text, part, common.transform(s), tokenizer, tuple(s["depths"]),
         max_length=s["max_length"], items=items,
     )  # fmt: skip
-    return ExpertPairs(cached, maps(split, s["count"][split], tuple(s["experts"]), s["map_size"]))
+    return AskedPictures(cached, maps(split, s["count"][split], tuple(s["experts"]), s["map_size"]))
 
 
 @lru_cache(maxsize=3)
 def maps(split: str, count: int, experts: tuple[str, ...], size: int) -> ExpertItems:
-    """The experts' exact maps of the scenes of ``sign_table``, ``size`` pixels a side."""
-    table = sign_table(split, count)
+    """The experts' exact maps of the scenes that are asked about, ``size`` pixels a side."""
+    table, _, _ = questions(split, count)
     batch = scene_texts.scene_batch(table, lambda picture: torch.zeros(1), experts, size=size)
-    return ExpertItems(
-        {name: batch[name] for name in experts}, torch.arange(len(table)), table["id"]
-    )
-
-
-def pairs(s: Settings, split: str) -> Pairs:
-    """The sentences of a split."""
-    return sign_pairs(split, s["count"][split], tuple(s["families"]), s["rounds"])
+    kept = {name: batch[name] for name in experts}
+    return ExpertItems(kept, torch.arange(len(table)), table["id"])
 
 
 # Training and testing.
@@ -167,12 +149,10 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     seed, _, way = unit.partition("-")
     model, result = trained(s, way, int(seed))
     test = data(s, "test")
-    found = {"true maps": logits(model, test)}
-    if way != "none":
-        order = torch.randperm(len(test.maps), generator=torch.Generator().manual_seed(int(seed)))
-        found["other maps"] = logits(model, ExpertPairs(test.pairs, test.maps.take(order)))
+    order = torch.randperm(len(test.maps), generator=torch.Generator().manual_seed(int(seed)))
+    cases = {"true": test, "other": AskedPictures(test.pairs, test.maps.take(order))}
     return {
-        "hits": {name: common.right(scores, test.labels) for name, scores in found.items()},
+        "hits": {x: common.right(logits(model, each), test.labels) for x, each in cases.items()},
         "validation": [row["accuracy"] for row in result.validations],
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "activations": activations(model, test) / MIB,
@@ -183,32 +163,34 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
 
 def trained(s: Settings, way: str, seed: int) -> tuple[ExpertPMF, train.TrainResult]:
     """The model of one way, trained on the pairs that ``seed`` draws; its best epoch is kept."""
-    held_out = data(s, "validation")
-    model = build(s, way, seed)
+    held_out, model = data(s, "validation"), build(s, way, seed)
 
     def validate(model: nn.Module) -> dict[str, float]:
         found = logits(model, held_out).argmax(1)
         return {"accuracy": metrics.accuracy(found, held_out.labels)}
 
-    drawn = common.drawn(s, pairs(s, "train"), seed)
+    drawn = common.drawn(s, questions("train", s["count"]["train"])[1], seed)
     config = train.TrainConfig(seed=seed, select="accuracy", **s["train"])
     return model, train.fit(model, data(s, "train", drawn), objective, config, validate=validate)
 
 
 def build(s: Settings, way: str, seed: int) -> ExpertPMF:
-    """The model of one way, as many parameters as the others; what trains is drawn from ``seed``."""
-    image, text = common.encoders(s)
-    fusion = s["pmf"]["num_fusion_layers"]
-    for encoder, depth in ((image, s["image_depth"]), (text, s["text_depth"])):
-        encoder.layers = encoder.layers[: depth + fusion]
-    pmf = PMFConfig(len(scene_presence.LABELS), **s["pmf"])
+    """The model of one way, with as many parameters as the others, drawn from ``seed``.
+
+    Fusion layers stand on the layers whose output is cached; the encoders' layers above go unused.
+    """
+    encoders, above = common.encoders(s), s["pmf"]["num_fusion_layers"]
+    for encoder, depth in zip(encoders, s["depths"]):
+        encoder.layers = encoder.layers[: depth + above]
+    pmf = PMFConfig(len(ANSWERS), **s["pmf"])
     config = ExpertFusionConfig(pmf, way, tuple(s["experts"]), **s["sizes"])
+    config = equalised(config, *(encoder.config for encoder in encoders))
     torch.manual_seed(seed)
-    return ExpertPMF(image, text, equalised(config, image.config, text.config))
+    return ExpertPMF(*encoders, config)
 
 
 def outputs(model: ExpertPMF, batch: dict[str, Any]) -> PMFOutput:
-    """Call the model on a batch of ``ExpertPairs``."""
+    """Call the model on a batch of ``AskedPictures``."""
     names = ("image_tokens", "text_tokens", "attention_mask", "experts")
     return model.from_base_features(*(batch[name] for name in names))
 
@@ -236,38 +218,89 @@ def activations(model: ExpertPMF, items: Dataset, count: int = 8) -> float:
     device = next(model.parameters()).device
     batch = tensors.to(default_collate([items[i] for i in range(count)]), device)
     model.train()
-    kept = accounting.saved_activation_bytes(lambda: outputs(model, batch).logits, [model])
-    return kept / count
+    return accounting.saved_activation_bytes(lambda: outputs(model, batch).logits, [model]) / count
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of each way, in all and by family, its cost, and intervals over scenes and seeds."""
-    groups = list(pairs(s, "test").groups)
-    kinds = families(s, "test")
-    runs = {way: [done[f"{seed}-{way}"] for seed in s["seeds"]] for way in s["ways"]}
-    results, hits = {}, {}
-    for way, found in runs.items():
-        rows = hits[way] = common.hits([run["hits"]["true maps"] for run in found])  # (S, N)
+    _, part, kinds = questions("test", s["count"]["test"])
+    results = {"text alone, at best": spread([text_alone(part)])}
+    hits, curves = {}, {}
+    for way in s["ways"]:
+        runs = [done[f"{seed}-{way}"] for seed in s["seeds"]]
+        rows = hits[way] = common.hits([run["hits"]["true"] for run in runs])  # (S, N)
         results[way] = spread(rows.double().mean(1).tolist())
-        for kind in s["families"]:
-            part = rows[:, [other == kind for other in kinds]]  # (S, N of this family)
-            results[f"{way}-{kind}"] = spread(part.double().mean(1).tolist())
-        if way != "none":
-            rows = common.hits([run["hits"]["other maps"] for run in found])
-            results[f"{way}-other-maps"] = spread(rows.double().mean(1).tolist())
+        for kind in FAMILIES:
+            columns = [number for number, other in enumerate(kinds) if other == kind]
+            results[f"{way}-{kind}"] = spread(rows[:, columns].double().mean(1).tolist())
+        other = common.hits([run["hits"]["other"] for run in runs])  # (S, N)
+        results[f"{way}-other-maps"] = spread(other.double().mean(1).tolist())
         for name, unit in UNITS.items():
-            results[f"{way}-{name}"] = spread([run[name] for run in found], unit)
+            results[f"{way}-{name}"] = spread([run[name] for run in runs], unit)
+        epochs = torch.tensor([run["validation"] for run in runs])  # (S, epochs)
+        mean, std = epochs.mean(0).tolist(), epochs.std(0, correction=0).tolist()
+        curves[way] = {"x": list(range(1, len(mean) + 1)), "mean": mean, "std": std}
     comparisons = {
-        f"{a} - {b}": metrics.paired_bootstrap(hits[a], hits[b], groups)._asdict()
+        f"{a} - {b}": metrics.paired_bootstrap(hits[a], hits[b], list(part.groups))._asdict()
         for a, b in COMPARED
         if a in hits and b in hits
     }
-    curves = {}
-    for way, found in runs.items():
-        rows = torch.tensor([run["validation"] for run in found])  # (S, epochs)
-        curves[way] = {
-            "x": list(range(1, rows.shape[1] + 1)),
-            "mean": rows.mean(0).tolist(),
-            "std": rows.std(0, correction=0).tolist(),
-        }
     return {"results": results, "comparisons": comparisons, "curves": curves}
+
+
+LAB = {
+    "seeds": [0, 1, 2],
+    "ways": list(WAYS),
+    "count": {"train": 3000, "validation": 300, "test": 1000},  # scenes; a third are asked about
+    "share": 0.9,  # of the training pairs that each seed draws
+    "experts": ["obj_detection"],
+    "map_size": 56,
+    "image_encoder": "scenes",  # as in the recipe "entailment"
+    "image_layers": 10,
+    "image_size": 112,
+    "image_readout": "cls",
+    "text_encoder": "minilm-l6",
+    "text_layers": 6,
+    "text_readout": None,
+    "depths": [8, 4],  # layers of picture and text below fusion
+    "max_length": 32,
+    "pmf": {
+        "num_fusion_layers": 1,
+        "query_context_prompts": 0,
+        "fusion_context_prompts": 0,
+        "mapping_width": 192,
+    },
+    "sizes": {"expert_prompts": 8, "latents": 16, "resampler_layers": 1},
+    "train": {"epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05},
+}
+
+RECIPE = Recipe(
+    name="both-papers",
+    title="Expert tokens to a question: resampler, prompts, both, none",
+    chapter="05",
+    scales={
+        "smoke": {
+            **LAB,
+            "seeds": [0],
+            "ways": ["resampler", "prompts"],
+            "count": {"train": 150, "validation": 60, "test": 60},
+            "train": {**LAB["train"], "epochs": 1, "batch_size": 16},
+        },
+        "lab": LAB,
+        "paper": {
+            **LAB,
+            **common.PAPER_ENCODERS,
+            "depths": [10, 10],
+            "map_size": 224,
+            "count": {"train": 60_000, "validation": 4000, "test": 10_000},
+            "experts": ["depth", "normal", "seg_scenes", "edge", "obj_detection", "ocr_detection"],
+            "pmf": {"num_fusion_layers": 2, "mapping_width": 384},
+            "sizes": {"expert_prompts": 16, "latents": 64, "resampler_layers": 4},
+            "train": {**LAB["train"], "epochs": 10},
+        },
+    },
+    minutes={"smoke": 0.3, "lab": 60, "paper": 3000},
+    units=units,
+    run_unit=run_unit,
+    summarise=summarise,
+)
