@@ -1,4 +1,4 @@
-"""Few shots: how they are drawn, what is learnt, how names are ranked, and the simpler ways."""
+"""Few-shot naming: what is learnt and hidden, tokens from a cache, ranking, and the simple ways."""
 
 from __future__ import annotations
 
@@ -8,111 +8,191 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from mmfusion_lib import checkpoints, fewshot, train
+from mmfusion_lib import checkpoints, features, fewshot, metrics, prismer_training, train
 from mmfusion_lib.encoder_config import CONFIGS
 from mmfusion_lib.encoders import EncoderConfig, build_encoder
 from mmfusion_lib.errors import InputError
 from mmfusion_lib.prismer import Prismer
 from mmfusion_lib.prismer_config import PrismerConfig
-from mmfusion_lib.recipes import groceries_fewshot
+from mmfusion_lib.recipes import groceries_fewshot as recipe
+from mmfusion_lib.trainable import freeze
 
-IMAGE = EncoderConfig("image", 16, 2, 2, 24, image_size=16, patch_size=8)
-NAMES = ("golden apple", "milk", "red onion")
+IMAGE = EncoderConfig("image", 16, 2, 2, 24, image_size=16, patch_size=8, readout="cls+mean")
+NAMES = ["red apple", "sour milk", "kiwi"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return checkpoints.load_tokenizer()
 
 
 @pytest.fixture
-def model() -> Prismer:
+def model(tokenizer) -> Prismer:
     torch.manual_seed(0)
-    text = replace(CONFIGS["minilm-l6"], width=16, depth=1, heads=2, mlp_width=24)
+    text = replace(CONFIGS["minilm-l6"], width=16, depth=1, heads=2, mlp_width=24, dropout=0.0)
     config = PrismerConfig(IMAGE, text, (), image_size=16)
     model = Prismer(build_encoder(IMAGE), build_encoder(text), config).eval()
-    model.tokenizer = checkpoints.load_tokenizer()
+    model.tokenizer = tokenizer
     return model
 
 
-def test_more_shots_hold_the_fewer():
-    labels = [0, 1] * 6
-    one, four = fewshot.draw(labels, 1, seed=3), fewshot.draw(labels, 4, seed=3)
-    assert sorted(labels[row] for row in four) == [0] * 4 + [1] * 4
-    assert set(one) < set(four)
-    assert fewshot.draw(labels, 4, seed=4) != four
-    with pytest.raises(InputError):
-        fewshot.draw(labels, 7, seed=0)
+# ---------------------------------------------------------------- shots
 
 
-def test_silent_adaptors_leave_the_frozen_encoder(model):
-    pixels = {"rgb": torch.randn(1, 3, 16, 16)}
-    before = model.encode(pixels)
-    fewshot.silence(model.encoder)
-    tokens = model.encode(pixels)
+def test_fewer_shots_are_among_more_and_seeds_differ():
+    labels = [0, 1, 0, 1, 0, 1, 0, 1]
+    two, three = fewshot.draw(labels, 2, 0), fewshot.draw(labels, 3, 0)
+    assert sorted(labels[row] for row in two) == [0, 0, 1, 1]
+    assert set(two) < set(three)
+    assert len({tuple(fewshot.draw(labels, 2, seed)) for seed in range(8)}) > 1
+    with pytest.raises(InputError, match="has 4 objects but 5"):
+        fewshot.draw(labels, 5, 0)
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_silent_adaptors_leave_the_image_encoder_as_it_was(model):
+    pixels = torch.randn(2, 3, 16, 16)
+    tokens = model.encoder.embed_image(pixels)
     for layer in model.encoder.layers:
-        x = torch.randn(1, 3, 16)
-        torch.testing.assert_close(layer.adaptor(x), x)
-    assert not torch.allclose(before, tokens)
+        tokens = layer.block(tokens)  # without the adaptor
+    expected = model.encoder.norm(tokens)
+    assert not torch.allclose(model.encode({"rgb": pixels}), expected)
+    fewshot.silence(model.encoder)
+    torch.testing.assert_close(model.encode({"rgb": pixels}), expected)
 
 
-def test_objective_is_the_loss_of_decode(model):
-    latents = torch.randn(3, 4, 16)
-    items = fewshot.Named(latents, torch.tensor([2, 0, 1]), NAMES, model.tokenizer)
-    batch = default_collate([items[i] for i in range(3)])
-    mask = (batch["ids"] != model.tokenizer.pad_id).long()
-    losses = model.decode(batch["ids"], mask, latents, batch["labels"]).loss
-    torch.testing.assert_close(fewshot.objective(model, batch), losses.mean())
+def test_tokens_from_the_cache_are_those_of_encode(cache, model):
+    pictures = [torch.randn(3, 16, 16) for _ in range(3)]
+
+    class Ready:  # pictures that need no file, in the form of features.Images
+        def __len__(self):
+            return len(pictures)
+
+        def batch(self, start, stop):
+            return features.Batch(torch.stack(pictures[start:stop]), None)
+
+        def digest(self):
+            return "three"
+
+    encoder = fewshot.VisionTokens(model.encoder)
+    found = features.extract(encoder, Ready(), depths=[0], dtype="float32", progress=False)[0]
+    expected = model.encode({"rgb": torch.stack(pictures)})
+    torch.testing.assert_close(found.values, expected.detach())
 
 
-def test_some_tokens_are_shown_at_a_time():
-    tokenizer = checkpoints.load_tokenizer()
-    latents = torch.arange(4.0)[None, :, None].expand(1, 4, 2)
-    items = fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer, seen=2)
-    seen = {tuple(sorted(items[0]["latents"][:, 0].tolist())) for _ in range(40)}
-    assert all(len(set(pair)) == 2 for pair in seen)
-    assert len(seen) == 6  # 2 of 4
-    with pytest.raises(InputError, match="seen=5"):
-        fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer, seen=5)
-
-
-def test_names_are_learnt_and_ranked(model):
-    """Three pictures of constant tokens, three names."""
-    model.requires_grad_(False)
-    model.decoder.requires_grad_(True)
-    model.decoder.words.requires_grad_(False)
-    latents = torch.nn.functional.one_hot(torch.arange(3), 16).float()[:, None] * 4
-    labels = torch.tensor([2, 0, 1])
-    items = fewshot.Named(latents.expand(3, 4, 16), labels, NAMES, model.tokenizer)
-    config = train.TrainConfig(epochs=60, batch_size=3, lr=2e-2)
-    train.fit(model, items, fewshot.objective, config, progress=False)
-    found = fewshot.rank_names(model, items.latents, NAMES, batch_size=2)
-    assert found.tolist() == [2, 0, 1]
-
-
-def test_nearest_mean_by_hand():
-    features = torch.tensor([[1.0, 0], [3, 0], [0, 2]])
-    labels = torch.tensor([0, 0, 1])
-    # means point along x and along y; (1, 5) is nearer to y, (9, 1) to x.
-    queries = torch.tensor([[1.0, 5], [9, 1]])
-    assert fewshot.nearest_mean(features, labels, queries, 2).tolist() == [1, 0]
-    with pytest.raises(InputError, match="Class 2"):
-        fewshot.nearest_mean(features, labels, queries, 3)
-
-
-def test_the_tail_goes_on_where_the_cache_ends():
+def test_only_some_tokens_are_seen_anew_each_time(tokenizer):
+    latents = torch.arange(8.0).reshape(1, 8, 1)  # token i holds the number i
+    data = fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer, seen=3)
     torch.manual_seed(0)
+    drawn = [data[0]["latents"].flatten().tolist() for _ in range(8)]
+    assert all(len(set(row)) == 3 for row in drawn)  # three different ones
+    assert len({tuple(sorted(row)) for row in drawn}) > 1
+    whole = fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer)
+    assert whole[0]["latents"].flatten().tolist() == list(range(8))
+    with pytest.raises(InputError, match="seen=9 of 8 tokens"):
+        fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer, seen=9)
+    with pytest.raises(InputError, match="2 labels for 1 pictures"):
+        fewshot.Named(latents, torch.tensor([0, 1]), NAMES, tokenizer)
+
+
+# ---------------------------------------------------------------- Prismer
+
+
+def test_objective_is_that_of_training_on_whole_pictures(model, tokenizer):
+    pixels, labels = torch.randn(3, 3, 16, 16), torch.tensor([2, 0, 1])
+    latents = model.encode({"rgb": pixels}).detach()
+    ours = fewshot.Named(latents, labels, NAMES, tokenizer)
+    items = prismer_training.PrismerItems(
+        {"rgb": pixels}, ["A photo of a"] * 3, [[NAMES[i]] for i in labels], tokenizer, list("abc")
+    )
+    # Also where every name of the batch is shorter than the longest of all.
+    for rows in (range(3), range(1)):
+        found = fewshot.objective(model, default_collate([ours[i] for i in rows]))
+        batch = default_collate([items[i] for i in rows])
+        torch.testing.assert_close(found, prismer_training.objective(model, batch))
+
+
+def test_ranking_agrees_with_answers_and_learns(model, tokenizer):
+    pixels, labels = torch.randn(3, 3, 16, 16), torch.tensor([2, 0, 1])
+    latents = model.encode({"rgb": pixels}).detach()
+    data = fewshot.Named(latents, labels, NAMES, tokenizer)
+    freeze(model.encoder)
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    config = train.TrainConfig(epochs=30, batch_size=3, lr=3e-2)
+    train.fit(model, data, fewshot.objective, config, progress=False)
+    found = fewshot.rank_names(model, latents, NAMES, batch_size=2)
+    assert found.tolist() == labels.tolist()
+    assert all(torch.equal(before[k], v) for k, v in model.encoder.state_dict().items())
+    items = prismer_training.PrismerItems(
+        {"rgb": pixels}, ["A photo of a"] * 3, [["x"]] * 3, tokenizer, list("abc")
+    )
+    assert prismer_training.answers(model, items, NAMES) == [NAMES[i] for i in labels]
+    model.tokenizer = None
+    with pytest.raises(InputError, match="set model.tokenizer"):
+        fewshot.rank_names(model, latents, NAMES)
+
+
+# ---------------------------------------------------------------- the simple ways
+
+
+def test_nearest_mean_is_by_direction():
+    features_ = torch.tensor([[1.0, 0.0], [3.0, 2.0], [0.0, 5.0]])
+    labels = torch.tensor([0, 0, 1])
+    # Sums (4, 2) and (0, 5). (1, 1) has cosines 6 / sqrt(40) = 0.95 and 1 / sqrt(2) = 0.71 with
+    # them, (1, 3) 10 / sqrt(200) = 0.71 and 3 / sqrt(10) = 0.95; length plays no part.
+    queries = torch.tensor([[1.0, 1.0], [1.0, 3.0], [100.0, 100.0]])
+    assert fewshot.nearest_mean(features_, labels, queries, 2).tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match="Class 2 has no item"):
+        fewshot.nearest_mean(features_, labels, queries, 3)
+
+
+def test_tail_goes_on_from_cached_tokens():
     encoder = build_encoder(IMAGE).eval()
     pixels = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        tokens = encoder.layers[0](encoder.embed(pixels))
-        tail = fewshot.Tail(encoder, 1, 3).eval()
-        whole = tail.head(encoder.readout(encoder.layers[1](tokens)))
-        torch.testing.assert_close(tail(tokens), whole)
-    with pytest.raises(InputError, match="depth=3"):
+    batch = features.Batch(pixels, None)
+    tail = fewshot.Tail(encoder, 1, 3)
+    below = features.run_to(encoder, batch, [1])[1].detach()
+    whole = tail.head(encoder.pool(encoder(pixels)))
+    torch.testing.assert_close(tail(below), whole)
+    assert fewshot.predict(tail, below, batch_size=1).tolist() == whole.argmax(1).tolist()
+    tail.loss({"tokens": below, "labels": torch.tensor([0, 2])}).backward()
+    assert all(p.grad is not None for p in tail.parameters())
+    with pytest.raises(InputError, match="depth=3 is asked of an encoder with 2 blocks"):
         fewshot.Tail(encoder, 3, 3)
 
 
-def test_units_come_ends_first():
-    chosen = groceries_fewshot.LAB
-    names = groceries_fewshot.units(chosen)
-    assert names[0] == "mean-1-0"
-    assert [n for n in names if n.startswith("tuned")] == [
-        f"tuned-{shots}-{seed}" for shots in (1, 16) for seed in chosen["seeds"]
-    ]
-    assert len(names) == len(set(names))
+# ---------------------------------------------------------------- the recipe
+
+
+def test_units_come_ends_first_and_are_summed_up(monkeypatch):
+    s = recipe.LAB | {"seeds": [0, 1], "ways": ["probe", "prismer", "tuned"], "shots": [1, 4]}
+    s |= {"tuned_shots": [4]}
+    names = recipe.units(s)
+    assert names[:4] == ["probe-1-0", "probe-1-1", "prismer-1-0", "prismer-1-1"]
+    assert names[-1] == "tuned-4-1" and "tuned-1-0" not in names and len(names) == 10
+    monkeypatch.setattr(recipe, "table", lambda *a: ([], torch.tensor([0, 0, 1, 1])))
+
+    def unit(name):  # prismer gets 3 of 4, all else 1 of 4
+        hits = "1101" if name.startswith("prismer") else "1000"
+        return {"hits": hits, "validation": 0.5, "held_out": 0.25}
+
+    found = recipe.summarise(s, {name: unit(name) for name in names})
+    assert found["results"]["prismer-1"]["mean"] == 0.75
+    assert found["results"]["probe-4-validation"]["mean"] == 0.5
+    assert found["curves"]["prismer"] == {"x": [1, 4], "mean": [0.75, 0.75], "std": [0.0, 0.0]}
+    # By product: 2 - 1 of the first, 1 - 0 of the second: half of the pictures, in every draw.
+    difference = found["comparisons"]["prismer-1 - probe-1"]
+    assert difference == metrics.Interval(0.5, 0.5, 0.5)._asdict()
+    assert "prismer-1 - tuned-1" not in found["comparisons"]
+    assert "prismer-4 - tuned-4" in found["comparisons"]
+
+
+def test_smoke_scale_runs_whole(cache, data_root, minilm, dinov2, monkeypatch):
+    from mmfusion_lib import runs
+
+    s = {"shots": [1], "tuned_shots": [1], "count": {"train": 40, "validation": 5, "test": 10}}
+    record = runs.run(recipe.RECIPE, "smoke", **s)
+    assert set(record.curves) == {"mean", "probe", "prismer", "tuned"}
+    assert 0 <= record.results["prismer-1"]["mean"] <= 1
