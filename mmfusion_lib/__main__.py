@@ -66,6 +66,25 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="*", help="image files, in order")
     predict.add_argument("--text", action="append", help="one text an item; repeat the option")
 
+    tune = add("tune", "Train a captioner on your own pictures and captions, or go on training it.")
+    tune.add_argument("data", help="folder with captions.csv (or answers.csv), or such a table")
+    tune.add_argument("--out", required=True, help="file to write, ending in .safetensors")
+    tune.add_argument("--task", default="caption", help="caption (default), or answer: questions")
+    tune.add_argument("--start", help="file that `tune` wrote, to go on from")
+    tune.add_argument("--epochs", type=int, help="passes over the training part")
+    tune.add_argument("--batch", type=int, help="rows a step")
+    tune.add_argument("--experts", default="", help="label maps to read too, as in edge")
+    tune.add_argument("--labels", help="folder of their files (default: they are made first)")
+    tune.add_argument("--seed", type=int, default=0, help="of new weights, split and order")
+    tune.add_argument("--no-resume", action="store_true", help="forget an interrupted training")
+
+    caption = add("caption", "Caption all pictures of a folder, or ask a question about each.")
+    caption.add_argument("folder", help="pictures at any depth")
+    caption.add_argument("--model", required=True, help="file that `tune` wrote")
+    caption.add_argument("--out", required=True, help="new .csv, .tsv or .jsonl file")
+    caption.add_argument("--question", help="ask this instead")
+    caption.add_argument("--labels", help="folder of the label files, for a model with experts")
+
     experts = add("experts", "Make expert labels for a folder of pictures, or go on making them.")
     experts.add_argument("folder", help="pictures at any depth: .jpg, .jpeg, .png, .webp")
     experts.add_argument("--experts", required=True, help="names, as in edge,obj_detection")
@@ -190,6 +209,42 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(f"{name}\t{label}\t{row.max():.3f}")
 
 
+def _tune(arguments: argparse.Namespace) -> None:
+    from .captioner import Captioner
+
+    options = {"epochs": arguments.epochs, "batch_size": arguments.batch}
+    captioner = Captioner.fit(
+        arguments.data,
+        arguments.out,
+        task=arguments.task,
+        start=arguments.start,
+        experts=_names(arguments.experts),
+        labels=arguments.labels,
+        resume=not arguments.no_resume,
+        seed=arguments.seed,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    print(captioner.report)
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    from .captioner import Captioner
+    from .data.caption_table import check_new, find_pictures
+
+    find_pictures(arguments.folder)  # what is wrong with these two is said before a model is loaded
+    check_new(arguments.out)
+    written = Captioner.load(arguments.model).write(
+        arguments.folder, arguments.out, question=arguments.question, labels=arguments.labels
+    )
+    print(written)
+    return int(not written.count)
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _experts(arguments: argparse.Namespace) -> int:
     from functools import partial
 
@@ -198,7 +253,7 @@ def _experts(arguments: argparse.Namespace) -> int:
     summary = make_labels(
         arguments.folder,
         arguments.to,
-        [name.strip() for name in arguments.experts.split(",") if name.strip()],
+        _names(arguments.experts),
         batch=arguments.batch,
         workers=arguments.workers,
         load=partial(load_expert, source=arguments.source),

@@ -130,7 +130,7 @@ def test_ranking_agrees_with_answers_and_learns(model, tokenizer):
     )
     assert prismer_training.answers(model, items, NAMES) == [NAMES[i] for i in labels]
     model.tokenizer = None
-    with pytest.raises(InputError, match="set model.tokenizer"):
+    with pytest.raises(InputError, match=r"set model\.tokenizer"):
         fewshot.rank_names(model, latents, NAMES)
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from mmfusion_lib.__main__ import main
 
+HERE = Path(__file__).parent
+
 
 def test_help_names_every_command_without_importing_torch():
     code = (
@@ -19,7 +21,19 @@ def test_help_names_every_command_without_importing_torch():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    for command in ("env", "run", "lab", "records", "card", "build", "fit", "predict", "experts"):
+    commands = (
+        "env",
+        "run",
+        "lab",
+        "records",
+        "card",
+        "build",
+        "fit",
+        "predict",
+        "tune",
+        "caption",
+    )
+    for command in (*commands, "experts"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -36,6 +50,13 @@ def test_help_names_every_command_without_importing_torch():
         (["fit", "x", "--out", "m.safetensors", "--model", "pmf"], "x does not exist"),
         (["fit", "x", "--out", "m.bin", "--model", "pmf"], "m.bin does not end in .safetensors"),
         (["fit", "x", "--out", "m.bin", "--model", "pmf", "--epochs", "0"], "epochs=0 must be"),
+        (["tune", "x", "--out", "m.safetensors"], "x does not exist: give a folder, or a table"),
+        (["tune", "x", "--out", "m.bin"], "m.bin does not end in .safetensors"),
+        (["tune", "x", "--out", "m.safetensors", "--task", "poem"], "Unknown task 'poem'"),
+        (["tune", "x", "--out", "m.safetensors", "--epochs", "0"], "epochs=0 must be"),
+        (["tune", "x", "--out", "m.safetensors", "--start", "m.safetensors"], "to start from"),
+        (["caption", "x\ny", "--model", "m", "--out", "c.csv"], r"'x\ny' is no folder"),
+        (["caption", str(HERE), "--model", "m", "--out", "c.csv"], "holds no pictures"),
         (["experts", "x", "--experts", "edge", "--to", "y"], "x is no folder"),
         (["experts", "x", "--experts", "smell", "--to", "y"], "no expert 'smell'"),
     ],
