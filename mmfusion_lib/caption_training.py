@@ -18,7 +18,6 @@ from .caption_items import CaptionItems, Pictures, check_pictures
 from .data import caption_table
 from .data.caption_table import Row, shown
 from .errors import InputError
-from .experts import tensors
 from .files import read_json, sha256, write_json
 from .prismer import Prismer, load_prismer
 
@@ -140,7 +139,7 @@ def run(
     if held_out is not None:
 
         def validate(model: Prismer) -> dict[str, float]:
-            return {"loss": mean_loss(model, held_out)}
+            return {"loss": _mean_loss(model, held_out)}
 
     result = train.fit(
         model, items, prismer_training.objective, config.training(len(items), bool(second)),
@@ -152,7 +151,7 @@ def run(
         (len(first), len(second)),
         len(looks),
         loss=result.best["loss"] if result.best else None,
-        blind=mean_loss(model, swapped) if swapped else None,
+        blind=_mean_loss(model, swapped) if swapped else None,
         epoch=result.best["epoch"] if result.best else config.epochs,
         waiting=result.data_wait_share,
     )
@@ -263,13 +262,5 @@ def _difference(before: Any, now: Mapping[str, Any], rows: Sequence[Row]) -> str
     return ""
 
 
-@torch.no_grad()
-def mean_loss(model: Prismer, items: CaptionItems) -> float:
-    """``prismer_training.objective`` over all items."""
-    device, total = model.encoder.positions.device, 0.0
-    model.eval()
-    for start in range(0, len(items), BATCH):
-        rows = range(start, min(start + BATCH, len(items)))
-        batch = tensors.to(items.collate([items[i] for i in rows]), device)
-        total += float(prismer_training.objective(model, batch)) * len(rows)
-    return total / len(items)
+def _mean_loss(model: Prismer, items: CaptionItems) -> float:
+    return prismer_training.mean_loss(model, items, BATCH, items.collate)

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import scene_batch
 from .data import scenes
 from .data.images import ImageTransform
-from .data.scene_objects import KINDS, WORDS
+from .data.scene_objects import WORDS
 from .errors import InputError
-from .experts import from_scenes, tensors
-from .experts.label_map import LabelMap
-from .experts.label_table import LabelTable
+from .experts import tensors
 from .prismer_encoder import PrismerEncoder
+from .scene_batch import Labels
 
-Labels = dict[str, LabelMap]
 Batch = dict[str, Any]
 
 
@@ -84,17 +81,10 @@ def sign_items(
     rows = [row for row, found in enumerate(words) if len(found) == 1]
     if not rows:
         raise InputError(f"None of the {count} {split} scenes has exactly one sign: use more.")
-    pictures, samples = [], []
-    for row in rows:
-        scene = scenes.decode(table[row])
-        pictures.append(transform(_picture(scene.image)))
-        maps = {
-            name: label for name, label in from_scenes.from_scene(scene).items() if name in experts
-        }
-        samples.append(maps if spoil is None else spoil(maps, row))
-    batch: dict[str, Any] = {"rgb": torch.stack(pictures)}
-    if experts:
-        batch |= tensors.batch(samples, size, _tables(), experts)
+    spoilt = None if spoil is None else lambda labels, place: spoil(labels, rows[place])
+    batch = scene_batch.batch(
+        [table[row] for row in rows], transform, experts, size=size, spoil=spoilt
+    )
     labels = torch.tensor([list(WORDS).index(words[row][0]) for row in rows])
     return ExpertItems(batch, labels, [table[row]["id"] for row in rows])
 
@@ -131,20 +121,6 @@ def logits(model: nn.Module, items: ExpertItems, batch_size: int = 64) -> Tensor
         rows = torch.arange(start, min(start + batch_size, len(items)))
         parts.append(model.eval()(tensors.to(_at(items.experts, rows), device)).float().cpu())
     return torch.cat(parts)
-
-
-@lru_cache(maxsize=1)
-def _tables() -> dict[str, Any]:
-    """Label vectors of scenes' classes, and the table through which words go."""
-    table = LabelTable.fit(checkpoints.load_text_encoder(), checkpoints.load_tokenizer())
-    kinds = table.vectors(list(KINDS))
-    return {"seg_scenes": kinds, "obj_detection": kinds, "ocr_detection": table}
-
-
-def _picture(array: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(array)
 
 
 def _own_tables(experts: Any, count: int) -> Any:

@@ -25,7 +25,7 @@ from .encoders import ImageEncoder
 from .errors import InputError
 from .prismer import Prismer
 from .prismer_encoder import PrismerEncoder
-from .prismer_training import IGNORED, prompt_tokens
+from .prismer_training import IGNORED, prompt_tokens, text_loss
 from .tokenizer import Tokenizer
 
 
@@ -112,21 +112,8 @@ class Named:
 
 
 def objective(model: Prismer, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss of ``prismer_training.objective`` from tokens on, with logits only where something is learnt.
-
-    Texts are padded behind, where nothing that is learnt can look, so that no mask is needed.
-    """
-    targets = batch["labels"][:, 1:]  # (B, N - 1): what follows each position
-    learnt = targets != IGNORED
-    longest = int(learnt.nonzero()[:, 1].max()) + 1
-    ids, targets, learnt = batch["ids"][:, :longest], targets[:, :longest], learnt[:, :longest]
-    tokens = model.decoder.advance(ids, model.decoder.start(batch["latents"]))  # (B, longest, D)
-    logits = model.decoder.logits(tokens[learnt])  # (all learnt, V)
-    smoothing = model.config.label_smoothing
-    total = F.cross_entropy(
-        logits.float(), targets[learnt], reduction="sum", label_smoothing=smoothing
-    )
-    return total / len(ids)
+    """``prismer_training.text_loss`` of a batch of ``Named``."""
+    return text_loss(model, batch["latents"], batch["ids"], batch["labels"])
 
 
 @torch.no_grad()

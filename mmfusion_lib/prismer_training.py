@@ -8,12 +8,13 @@ for ``train.fit``, ``objective`` is the loss, ``captions`` and ``answers`` write
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from . import prismer_text
 from .errors import InputError
@@ -119,25 +120,45 @@ class PrismerItems:
 
 
 def objective(model: Prismer, batch: Mapping[str, Any]) -> Tensor:
+    """``text_loss`` of a batch of ``PrismerItems``, pictures included."""
+    latents = model.encode(batch["experts"])  # (B, L, D)
+    return text_loss(model, latents, batch["ids"], batch["labels"], batch["mask"], batch["weight"])
+
+
+def text_loss(
+    model: Prismer,
+    latents: Tensor,
+    ids: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Token losses summed over each text, times its weight, the mean over the batch (official code).
 
     The same as ``model.decode(ids, mask, latents, labels).loss``, but the vocabulary is compared only
     where something is learnt: not at prompts and padding.
+
+    Args:
+        latents: (B, L, D) of ``Prismer.encode``.
+        ids: (B, N_t) prompt, text, end mark, padding.
+        labels: (B, N_t) the ids, ``IGNORED`` where nothing is learnt.
+        mask: (B, N_t), 0 at padding; not needed where padding is behind the text.
+        weight: (B,), None: all 1.
     """
-    latents = model.encode(batch["experts"])  # (B, L, D)
-    longest = int(batch["mask"].sum(1).max())  # padding that all share is not computed
-    ids, mask, labels = (batch[name][:, :longest] for name in ("ids", "mask", "labels"))
-    decoder = model.decoder
-    tokens = decoder.advance(ids, decoder.start(latents), mask)[:, :-1]  # (B, N - 1, D)
-    learnt = labels[:, 1:] != IGNORED  # (B, N - 1), T of them
+    longest = int((labels != IGNORED).nonzero()[:, 1].max())  # nothing behind is computed
+    ids, targets = ids[:, :longest], labels[:, 1 : longest + 1]  # (B, longest) each
+    mask = None if mask is None else mask[:, :longest]
+    tokens = model.decoder.advance(ids, model.decoder.start(latents), mask)  # (B, longest, D)
+    learnt = targets != IGNORED  # (B, longest), T of them
     losses = F.cross_entropy(
-        decoder.logits(tokens[learnt]).float(),  # (T, D) -> (T, V)
-        labels[:, 1:][learnt],
+        model.decoder.logits(tokens[learnt]).float(),  # (T, D) -> (T, V)
+        targets[learnt],
         reduction="none",
         label_smoothing=model.config.label_smoothing,
     )
-    weights = batch["weight"][:, None].expand(learnt.shape)[learnt]  # (B,) -> (T,)
-    return (losses * weights).sum() / len(ids)
+    if weight is not None:
+        losses = losses * weight[:, None].expand(learnt.shape)[learnt]  # (B,) -> (T,)
+    return losses.sum() / len(ids)
 
 
 def captions(
@@ -177,13 +198,18 @@ def answers(
 
 
 @torch.no_grad()
-def mean_loss(model: Prismer, items: PrismerItems, batch_size: int = 32) -> float:
-    """``objective`` over all items, the first text of each."""
+def mean_loss(
+    model: Prismer,
+    items: Any,
+    batch_size: int = 32,
+    collate: Callable[[list], Any] = default_collate,
+) -> float:
+    """``objective`` over all items of a data set, such as ``PrismerItems`` (the first text of each)."""
     device, total = model.encoder.positions.device, 0.0
     model.eval()
     for start in range(0, len(items), batch_size):
         rows = range(start, min(start + batch_size, len(items)))
-        batch = torch.utils.data.default_collate([items[i] for i in rows])
+        batch = collate([items[i] for i in rows])
         total += float(objective(model, tensors.to(batch, device))) * len(rows)
     return total / len(items)
 

@@ -2,9 +2,9 @@
 
 Chosen so that it trains in half an hour on a core and fits in a few megabytes: the picture is read by the
 encoder that chapter 3 tuned on scenes, the first three blocks of MiniLM write, the resampler has one
-layer, and word table, patches and positions stay as they were pretrained. The adaptors have a bottleneck and start near zero,
-as the paper says and its code does not: eight fresh ones would blur what the encoder knows. Weights are
-published as 8-bit integers, one scale for each row.
+layer, and word table, patches and positions stay as they were pretrained. The adaptors have a bottleneck
+and start near zero, as the paper says and its code does not: eight fresh ones would blur what the encoder
+knows. Weights are published as 8-bit integers, one scale for each row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import InputError
 from .files import atomic_path
 from .prismer import Prismer, load_prismer
 from .prismer_config import MODELS, SCENE_EXPERTS
-from .trainable import freeze, trainable_state
+from .trainable import freeze, frozen_digest, trainable_state
 
 SIZES = {
     "image": 8,
@@ -32,6 +32,7 @@ SIZES = {
     "resampler_layers": 1,
 }
 PART_BYTES = 9_000_000  # of a published file
+SCALE = ".scale"  # ends the names of what 8-bit integers are multiplied with
 
 
 def build(
@@ -72,68 +73,71 @@ def build(
     return model
 
 
-def folder() -> Path:
-    """Where published weights lie."""
-    return records.results_root() / "weights"
-
-
 def load(name: str = "scene-captioner", experts: Sequence[str] = SCENE_EXPERTS) -> Prismer:
     """The published captioner, ready to write.
 
     Args:
+        name: of the files in ``book/results/weights``, or a path without "-0.safetensors".
         experts: those that it was trained with.
 
     Raises:
         InputError: a file is missing or belongs to another model.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
+    first = records.results_root() / "weights" / name  # an absolute name stays what it is
+    paths = sorted(first.parent.glob(f"{first.name}-*.safetensors"))
+    remedy = "run the recipe prismer-captions, which writes them."
+    if not paths:
+        raise InputError(f"{first}-0.safetensors does not exist: {remedy}")
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     model = build(experts)
     state = trainable_state(model)
-    found: dict[str, Tensor] = {}
-    paths = sorted(folder().glob(f"{name}-*.safetensors"))
-    for path in paths:
-        found |= load_file(path)
-    missing = [key for key in state if key not in found]
-    if missing:
-        raise InputError(
-            f"{folder() / name}-*.safetensors lack {len(missing)} tensors, the first is "
-            f"{missing[0]}: run the recipe prismer-captions, which publishes them."
-        )
+    stored = {key for key in found if not key.endswith(SCALE)}
+    shapes = {key: found[key].shape for key in stored}
+    if len(paths) != int(metadata["parts"]) or shapes != {k: v.shape for k, v in state.items()}:
+        raise InputError(f"{first}-*.safetensors hold another model, or a part is lost: {remedy}")
+    if metadata["frozen"] != frozen_digest(model):
+        raise InputError(f"{first}-*.safetensors were trained on other frozen weights: {remedy}")
     with torch.no_grad():
         for key, value in state.items():
-            scale = found.get(f"{key}.scale")
-            stored = found[key]
-            if stored.shape != value.shape:
-                raise InputError(
-                    f"{key} has shape {tuple(stored.shape)} in the published weights but "
-                    f"{tuple(value.shape)} here: publish them again."
-                )
-            value.copy_(stored if scale is None else stored.float() * scale)
+            scale = found.get(key + SCALE)
+            value.copy_(found[key] if scale is None else found[key].float() * scale)
     return model.eval()
 
 
-def publish(model: Prismer, metadata: dict[str, str], name: str = "scene-captioner") -> list[Path]:
-    """Write what was trained as 8-bit integers, in files of at most ``PART_BYTES``."""
+def save(model: Prismer, path: str | Path, about: dict[str, str] | None = None) -> list[Path]:
+    """Write what was trained as 8-bit integers, in files of at most ``PART_BYTES``.
+
+    Args:
+        model: of ``build``.
+        path: without "-0.safetensors".
+        about: kept beside the tensors.
+    """
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    for key, value in trainable_state(model).items():
-        tensors |= _packed(key, value.detach().cpu())
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
-    for key, value in tensors.items():
-        if size + value.nbytes > PART_BYTES and parts[-1]:
+    for key, value in trainable_state(model).items():
+        packed = _packed(key, value.detach().cpu())
+        more = sum(tensor.nbytes for tensor in packed.values())
+        if size + more > PART_BYTES and parts[-1]:
             parts.append({})
             size = 0
-        parts[-1][key] = value
-        size += value.nbytes
-    for old in folder().glob(f"{name}-*.safetensors"):
-        old.unlink()
-    paths = [folder() / f"{name}-{number}.safetensors" for number in range(len(parts))]
-    for path, part in zip(paths, parts):
-        with atomic_path(path) as temporary:
+        parts[-1] |= packed
+        size += more
+    metadata = {"frozen": frozen_digest(model), "parts": str(len(parts)), **(about or {})}
+    path = Path(path)
+    paths = [path.with_name(f"{path.name}-{n}.safetensors") for n in range(len(parts))]
+    for file, part in zip(paths, parts):
+        with atomic_path(file) as temporary:
             save_file(part, temporary, metadata)
+    for old in set(path.parent.glob(f"{path.name}-*.safetensors")) - set(paths):
+        old.unlink()
     return paths
 
 
@@ -143,4 +147,4 @@ def _packed(key: str, value: Tensor) -> dict[str, Tensor]:
         return {key: value.contiguous()}
     rows = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127  # (R, ...) -> (R,)
     scale = rows.reshape(-1, *[1] * (value.ndim - 1))
-    return {key: (value / scale).round().to(torch.int8).contiguous(), f"{key}.scale": scale}
+    return {key: (value / scale).round().to(torch.int8).contiguous(), key + SCALE: scale}

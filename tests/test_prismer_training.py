@@ -123,20 +123,54 @@ def test_bad_items_are_named(tokenizer, changes, message):
         )
 
 
-def test_published_weights_come_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(scene_captioner, "folder", lambda: tmp_path)
+def test_saved_weights_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_captioner, "PART_BYTES", 300_000)
     small = {**scene_captioner.SIZES, "image": 1, "text": 1, "adaptor_bottleneck": 8}
     monkeypatch.setattr(scene_captioner, "SIZES", small)
-    model = scene_captioner.build(("depth",), **{k: small[k] for k in ("image", "text")})
-    with torch.no_grad():
-        model.encoder.positions.mul_(3)
-    paths = scene_captioner.publish(model, {"recipe": "test"})
+    model = scene_captioner.build(("depth",), seed=3)
+    path = tmp_path / "captioner"
+    paths = scene_captioner.save(model, path, {"recipe": "test"})
     assert len(paths) > 1
-    loaded = scene_captioner.load(experts=("depth",))
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(file.stat().st_size for file in paths) < 0.35 * 4 * count
+    loaded = scene_captioner.load(str(path), experts=("depth",))
+    differ, other = 0, dict(scene_captioner.build(("depth",)).named_parameters())
     for (name, was), (_, now) in zip(model.named_parameters(), loaded.named_parameters()):
         step = was.detach().abs().max() / 127  # the coarsest of the rows
         assert (was - now).abs().max() <= step / 2 + 1e-6, name
-    paths[0].unlink()
-    with pytest.raises(InputError, match="lack"):
-        scene_captioner.load(experts=("depth",))
+        differ += int(not torch.equal(was, other[name]))
+    assert differ > 5  # another seed draws others, so loading did something
+
+    monkeypatch.setattr(scene_captioner, "PART_BYTES", 9_000_000)
+    assert scene_captioner.save(model, path) == [tmp_path / "captioner-0.safetensors"]
+    assert len(list(tmp_path.iterdir())) == 1  # no part of the save before is left
+    with pytest.raises(InputError, match="another model"):
+        scene_captioner.load(str(path), experts=("edge", "depth"))
+    monkeypatch.setattr(scene_captioner, "frozen_digest", lambda model: "other")
+    with pytest.raises(InputError, match="other frozen weights"):
+        scene_captioner.load(str(path), experts=("depth",))
+
+
+def test_a_lost_part_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_captioner, "PART_BYTES", 300_000)
+    small = {**scene_captioner.SIZES, "image": 1, "text": 1, "adaptor_bottleneck": 8}
+    monkeypatch.setattr(scene_captioner, "SIZES", small)
+    paths = scene_captioner.save(scene_captioner.build(()), tmp_path / "captioner")
+    paths[-1].unlink()
+    with pytest.raises(InputError, match="a part is lost"):
+        scene_captioner.load(str(tmp_path / "captioner"), experts=())
+    with pytest.raises(InputError, match=r"nothing-0\.safetensors does not exist"):
+        scene_captioner.load(str(tmp_path / "nothing"))
+
+
+def test_the_wide_way_trains_as_many_parameters_as_prismer():
+    from mmfusion_lib.recipes.prismer_captions import WAYS
+
+    def trained(way, **changes):
+        model = scene_captioner.build(WAYS[way]["experts"], **WAYS[way]["changes"] | changes)
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    width = WAYS["prismerz-wide"]["changes"]["adaptor_bottleneck"]
+    wide = trained("prismerz-wide")
+    step = trained("prismerz-wide", adaptor_bottleneck=width + 1) - wide
+    assert abs(trained("prismer") - wide) <= step / 2

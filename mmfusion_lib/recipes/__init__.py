@@ -1,6 +1,7 @@
 """All recipes, most valuable first."""
 
 from . import (
+    both_papers,
     entailment,
     figures_depth,
     figures_finetune,
@@ -33,6 +34,7 @@ ALL = (
     prismer_experts.RECIPE,
     prismer_captions.RECIPE,
     groceries_fewshot.RECIPE,
+    both_papers.RECIPE,
     pmf_variants.LAYERS,
     pmf_variants.PROMPTS,
     pmf_search.RECIPE,

@@ -22,13 +22,13 @@ import torch
 
 from .. import checkpoints, fewshot, metrics, probes, train
 from ..data import groceries, subsets
-from ..data.problems import _encoded
 from ..features import Images, extract
 from ..prismer import Prismer, load_prismer
 from ..prismer_config import ENCODERS, MODELS
 from ..records import spread
 from ..runs import Recipe, Settings
 from ..trainable import freeze
+from .scene_encoder import encoded
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,7 +41,7 @@ def table(split: str, classes: int, count: int | None) -> tuple[list[Any], torch
     kept = [row for row, label in enumerate(labels) if label < classes]
     if count is not None:
         kept = [kept[i] for i in subsets.stratified([labels[row] for row in kept], count)]
-    pictures = _encoded(rows)
+    pictures = encoded(rows)
     return [pictures[row] for row in kept], torch.tensor([labels[row] for row in kept])
 
 
@@ -267,8 +267,18 @@ RECIPE = Recipe(
             "tuned": {**LAB["tuned"], "steps": 3, "batch_size": 4},
         },
         "lab": LAB,
+        "paper": {  # whole encoders at the paper's resolution; its pictures are ImageNet's
+            **LAB,
+            "tuned_shots": [1, 2, 4, 8, 16],
+            "image_layers": 12,
+            "image_size": 224,
+            "text_layers": 6,
+            "seen": 64,
+            "prismer": {**LAB["prismer"], "steps": 1000, "batch_size": 64},
+            "tuned": {**LAB["tuned"], "steps": 1000, "batch_size": 64},
+        },
     },
-    minutes={"smoke": 0.3, "lab": 90},
+    minutes={"smoke": 0.3, "lab": 90, "paper": 600},
     units=units,
     run_unit=run_unit,
     summarise=summarise,

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from .. import caption_metrics, metrics, prismer_training, scene_captioner, scene_truth, train
+from .. import (
+    caption_metrics,
+    files,
+    metrics,
+    prismer_training,
+    scene_captioner,
+    scene_truth,
+    settings,
+    train,
+)
 from ..data import scene_tasks, subsets
 from ..prismer_config import SCENE_EXPERTS
 from ..records import spread
@@ -23,7 +32,7 @@ from ..scene_texts import caption_items
 WAYS = {
     "prismer": {"experts": SCENE_EXPERTS, "changes": {}},
     "prismerz": {"experts": (), "changes": {}},
-    "prismerz-wide": {"experts": (), "changes": {"adaptor_bottleneck": 1049}},
+    "prismerz-wide": {"experts": (), "changes": {"adaptor_bottleneck": 1046}},
 }
 SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
 
@@ -43,8 +52,9 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         for removed in s["ways"][way]["experts"]:
             written[removed] = write(s, model, items.without([removed]))
         written["none"] = write(s, model, items.without(SCENE_EXPERTS))
-    if s["publish"] == unit:
-        scene_captioner.publish(model, {"recipe": RECIPE.name, "unit": unit})
+    if way == "prismer":
+        name = f"scene-captioner-{files.digest(s)[:8]}-{seed}"
+        scene_captioner.save(model, settings.cache_root() / "weights" / name, {"unit": unit})
     return {
         "captions": written,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -146,7 +156,6 @@ LAB = {
     "image_layers": 8,
     "text_layers": 3,
     "beams": 3,
-    "publish": "0-prismer",
     "every": 25,
     "train": {"epochs": 1, "batch_size": 16, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.2},
 }
@@ -164,7 +173,6 @@ RECIPE = Recipe(
             "image_layers": 1,
             "text_layers": 1,
             "beams": 1,
-            "publish": None,
             "every": 1,
             "train": {**LAB["train"], "epochs": 1, "batch_size": 8},
         },
@@ -172,7 +180,6 @@ RECIPE = Recipe(
         "paper": {
             **LAB,
             "count": {"train": 60_000, "validation": 1000, "test": 5000},
-            "publish": None,
             "train": {**LAB["train"], "epochs": 10, "batch_size": 64, "precision": "bf16"},
         },
     },

@@ -116,6 +116,7 @@ class Shown:
 
 @pytest.fixture
 def still(browser, served):
+    browser.driver.get_log("performance")  # of the pages before
     browser.requests.clear()
     browser.open(f"{served}/still")
     return Shown(browser)
