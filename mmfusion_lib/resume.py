@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .files import atomic_path, digest
+from .sharding import like, whole
 from .trainable import frozen_digest, trainable_state
 
 if TYPE_CHECKING:
     from .train_config import TrainConfig
 
 # These fields do not change what is learnt, so a resumed run may have other values.
-FREE_FIELDS = ("checkpoint_every", "log_every", "workers")
+FREE_FIELDS = ("checkpoint_every", "log_every", "workers", "shard")
 
 
 class Checkpoint:
@@ -34,8 +35,7 @@ class Checkpoint:
 
     Args:
         folder: None: nothing is ever saved or found.
-        model: its trainable part is saved and filled.
-        optimizer: over parameters of ``model``.
+        model: its trainable part is saved and filled; whole, not yet shared out over processes.
         config: of the run.
         data: its length and, where it has one, its ``digest`` are recorded.
     """
@@ -44,12 +44,11 @@ class Checkpoint:
         self,
         folder: str | Path | None,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         data: Any,
     ) -> None:
         self.path = None if folder is None else Path(folder) / "checkpoint.safetensors"
-        self.model, self.optimizer = model, optimizer
+        self.model = model
         self.run: dict[str, Any] = {}
         if folder is not None:
             self.run = {k: v for k, v in asdict(config).items() if k not in FREE_FIELDS} | {
@@ -62,7 +61,13 @@ class Checkpoint:
     def exists(self) -> bool:
         return self.path is not None and self.path.exists()
 
-    def save(self, state: dict[str, Any], best: dict[str, Tensor] | None) -> None:
+    def save(
+        self,
+        state: dict[str, Any],
+        weights: dict[str, Tensor],
+        moments: dict[str, dict[str, Tensor]],
+        best: dict[str, Tensor] | None,
+    ) -> None:
         """Replace the file.
 
         Raises:
@@ -72,19 +77,19 @@ class Checkpoint:
 
         if self.path is None:
             return
-        tensors = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
+        tensors = {f"model.{name}": value for name, value in weights.items()}
         tensors |= {f"best.{name}": value for name, value in (best or {}).items()}
-        for name, parameter in self._parameters().items():
-            for key, value in self.optimizer.state[parameter].items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
+        for name, found in moments.items():
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in found.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"state": json.dumps(state), "run": json.dumps(self.run)}
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(save(tensors, metadata))
 
-    def load(self, resume: bool) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """Fill model and optimizer: (state as saved, best weights). A fresh state without a file.
+    def load(
+        self, resume: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None, dict[str, dict[str, Tensor]]]:
+        """Fill the model: (state as saved, best weights, moments). A fresh state without a file.
 
         Args:
             resume: False deletes the file and starts afresh.
@@ -97,10 +102,10 @@ class Checkpoint:
 
         fresh = {"step": 0, "best": None, "seconds": 0.0, "log_bytes": 0}
         if not self.exists():
-            return fresh, None
+            return fresh, None, {}
         if not resume:
             self.path.unlink(missing_ok=True)
-            return fresh, None
+            return fresh, None, {}
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -120,21 +125,39 @@ class Checkpoint:
             if kind == "optimizer":
                 key, _, name = rest.partition(".")
                 moments.setdefault(name, {})[key] = value
-        order = [p for group in self.optimizer.param_groups for p in group["params"]]
-        index = {id(parameter): i for i, parameter in enumerate(order)}
-        named = self._parameters()
-        self.optimizer.load_state_dict(
-            {
-                "state": {index[id(named[name])]: value for name, value in moments.items()},
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
-        )
         best = {
             name.removeprefix("best."): value
             for name, value in tensors.items()
             if name.startswith("best.")
         }
-        return json.loads(metadata["state"]), best or None
+        return json.loads(metadata["state"]), best or None, moments
+
+    def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+        """The optimizer's state by parameter, whole."""
+        return {
+            name: {
+                key: whole(value)
+                for key, value in optimizer.state[parameter].items()
+                if isinstance(value, Tensor)
+            }
+            for name, parameter in self._parameters().items()
+        }
+
+    def restore(
+        self, optimizer: torch.optim.Optimizer, moments: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Give the optimizer, over parameters of the model, the state that ``load`` found."""
+        if not moments:
+            return
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        index = {id(parameter): i for i, parameter in enumerate(order)}
+        named = self._parameters()
+        state = {
+            index[id(named[name])]: {key: like(value, named[name]) for key, value in found.items()}
+            for name, found in moments.items()
+        }
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}

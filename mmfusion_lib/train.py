@@ -12,7 +12,8 @@ weights that train, the optimizer's moments and s: ``resume.py``. On a GPU some 
 order, so there the curves agree to rounding.
 
 Several processes: ``accelerate launch --multi_gpu --num_processes 8 script.py``. Without a GPU, put
-``ACCELERATE_USE_CPU=true`` before the same line (``--cpu`` starts one process only).
+``ACCELERATE_USE_CPU=true`` before the same line (``--cpu`` starts one process only). Each has a copy of
+the model (DDP) or, with ``TrainConfig(shard=True)``, a slice of it (FSDP2, ``sharding.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from . import settings
+from . import settings, sharding
 from .errors import InputError
 from .repeatable import epoch_batches, seed_step
 from .resume import Checkpoint, Log
@@ -97,16 +98,20 @@ def fit(
     total = config.epochs * per_epoch
 
     model.to(device)
-    optimizer = make_optimizer(model, config)
     objective: nn.Module = _Objective(model, loss)
 
     # Resume: the checkpoint sets weights, moments, the step, and how much of the log is valid.
-    checkpoint = Checkpoint(folder, model, optimizer, config, data)
-    state, best_weights = checkpoint.load(resume)
+    checkpoint = Checkpoint(folder, model, config, data)
+    state, best_weights, moments = checkpoint.load(resume)
     step, best, earlier = state["step"], state["best"], state["seconds"]
     log = Log(folder, state["log_bytes"], writes=accelerator.is_main_process)
     history = log.read()
-    if world > 1:
+    sliced = world > 1 and config.shard
+    if sliced:
+        objective = sharding.shard(objective, world, device)
+    optimizer = make_optimizer(model, config)
+    checkpoint.restore(optimizer, moments)
+    if world > 1 and not sliced:
         objective = accelerator.prepare(objective)
 
     losses: list[Tensor] = []  # of the steps since the last flush; kept on the device
@@ -137,15 +142,21 @@ def fit(
             bar.set_postfix(loss=f"{numbers[-1]:.4f}")
         return stop > 0
 
+    def weights() -> dict[str, Tensor]:
+        """What trains, whole."""
+        return {name: sharding.whole(value) for name, value in trainable_state(model).items()}
+
     def save() -> None:
         """Checkpoint this step (on the main process), unless an update went wrong."""
-        if not all(value.isfinite().all() for value in trainable_state(model).values()):
+        now = weights()
+        if not all(value.isfinite().all() for value in now.values()):
             raise InputError(_diverged("A weight is no longer finite", step, config, checkpoint))
+        moments = checkpoint.moments(optimizer)
         if accelerator.is_main_process:
             log.sync()
             seconds = earlier + time.perf_counter() - start
             done = {"step": step, "best": best, "seconds": seconds, "log_bytes": log.size}
-            checkpoint.save(done, best_weights)
+            checkpoint.save(done, now, moments, best_weights)
 
     bar = tqdm(
         total=total,
@@ -172,7 +183,10 @@ def fit(
                     batch = send_to_device(next(batches), device, non_blocking=True)
                     waited += time.perf_counter() - asked
                     last = part == config.accumulate  # only then do processes exchange gradients
-                    with nullcontext() if last else accelerator.no_sync(objective):
+                    if sliced:
+                        objective.set_requires_gradient_sync(last)
+                    alone = not last and not sliced
+                    with accelerator.no_sync(objective) if alone else nullcontext():
                         with autocast():
                             share = objective(batch) / config.accumulate
                         share.backward()
@@ -198,7 +212,7 @@ def fit(
                 trained += time.perf_counter() - began
                 if ends and validate is not None:
                     model.eval()
-                    with torch.no_grad(), autocast():
+                    with sharding.gathered(objective), torch.no_grad(), autocast():
                         metrics = {name: float(number) for name, number in validate(model).items()}
                     if world > 1:
                         metrics = broadcast_object_list([metrics])[0]
@@ -208,8 +222,7 @@ def fit(
                     if _better(metrics, best, config):
                         best = {"step": step, "epoch": epoch + 1, **metrics}
                         best_weights = {
-                            name: weights.to("cpu", copy=True)
-                            for name, weights in trainable_state(model).items()
+                            name: value.to("cpu", copy=True) for name, value in weights().items()
                         }
                 if due or stop:
                     save()
@@ -219,6 +232,7 @@ def fit(
                         + ("Saved: run the same call again to go on." if folder else "Not saved.")
                     )
 
+    sharding.join(model)
     if best_weights is not None:
         with torch.no_grad():
             for name, value in trainable_state(model).items():

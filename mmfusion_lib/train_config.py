@@ -37,6 +37,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; None: at the end of every epoch.
         log_every: steps between two writes of the log (each step still has its line).
         workers: loader processes; 0 loads in this one.
+        shard: of several processes each keeps a slice of the model in place of a copy.
     """
 
     epochs: int
@@ -56,6 +57,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     log_every: int = 10
     workers: int = 0
+    shard: bool = False
 
     def __post_init__(self) -> None:
         def need(right: bool, message: str) -> None:
