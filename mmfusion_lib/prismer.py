@@ -19,6 +19,7 @@ from . import prismer_text, rank
 from .decoder import Decoder, loss
 from .encoders import ImageEncoder, TextEncoder, build_encoder
 from .errors import InputError
+from .expert_checks import check_experts
 from .prismer_config import ENCODERS, PrismerConfig, named_prismer
 from .prismer_encoder import PrismerEncoder
 from .prismer_input import read
@@ -81,7 +82,12 @@ class Prismer(nn.Module):
         self.label_table: LabelTable | None = None
 
     def encode(self, experts: Mapping[str, Any], instance_rows: Any = None) -> Tensor:
-        """Picture and label maps -> (B, L, D); see ``PrismerEncoder.forward``."""
+        """Picture and label maps -> (B, L, D); see ``PrismerEncoder.forward``.
+
+        Raises:
+            InputError: what ``check_experts`` and ``PrismerEncoder.forward`` refuse.
+        """
+        check_experts(experts, self.config.stems)
         return self.encoder(experts, instance_rows)
 
     def decode(
@@ -142,7 +148,11 @@ class Prismer(nn.Module):
         shortlist: int | None = None,
         **options: Any,
     ) -> Tensor:
-        """Score given endings of a prompt: (B, K), the highest is the best; see ``rank.rank``."""
+        """Score given endings of a prompt: (B, K), the highest is the best; see ``rank.rank``.
+
+        The smoothing is that of the training loss, unless ``options`` say otherwise.
+        """
+        options.setdefault("smoothing", self.config.label_smoothing)
         return rank.rank(
             self.decoder, latents, prompt_ids, candidate_ids, shortlist=shortlist, **options
         )
@@ -187,6 +197,7 @@ class Prismer(nn.Module):
         question: str | Sequence[str],
         candidates: Sequence[str] | None = None,
         *,
+        shortlist: int | None = None,
         max_length: int = 10,
     ) -> str | list[str]:
         """The answer to a question about a picture, or to each of a list; as ``caption``.
@@ -195,6 +206,7 @@ class Prismer(nn.Module):
             source: as for ``caption``.
             question: one for all pictures, or one for each.
             candidates: the answers to choose from; None: it is written freely.
+            shortlist: of the candidates, see ``rank.rank``; None: all.
             max_length: tokens that a free answer may have, its end mark included.
 
         Raises:
@@ -202,7 +214,10 @@ class Prismer(nn.Module):
         """
         experts, single = self.read(source)
         latents = self.eval().encode(experts)
-        questions = [question] * len(latents) if isinstance(question, str) else list(question)
+        several = isinstance(question, list | tuple)
+        questions = list(question) if several else [question] * len(latents)
+        if not all(isinstance(text, str) for text in questions):
+            raise InputError(f"question={question!r} must be a text, or a list of texts.")
         if len(questions) != len(latents):
             raise InputError(
                 f"There are {len(questions)} questions for {len(latents)} pictures: ask one of all, "
@@ -214,7 +229,7 @@ class Prismer(nn.Module):
         ids, mask = ids.to(latents.device), mask.to(latents.device)
         if candidates is not None:
             choices = prismer_text.answer_ids(tokenizer, candidates)
-            scores = self.rank(latents, ids, choices, attention_mask=mask)  # (B, K)
+            scores = self.rank(latents, ids, choices, shortlist, attention_mask=mask)  # (B, K)
             found = [candidates[int(best)] for best in scores.argmax(1)]
         else:
             lengths = mask.sum(1).tolist()  # of the questions

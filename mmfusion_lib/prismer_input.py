@@ -54,6 +54,7 @@ def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
         )
     from .data.images import open_image
     from .experts import tensors as maps
+    from .experts.label_map import kind_of
 
     images = [open_image(each) for each in sources]
     experts: dict[str, Any] = {"rgb": torch.stack([model.transform(image) for image in images])}
@@ -61,7 +62,8 @@ def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
         names = [supplier.name for supplier in model.suppliers]
         labels = zip(*(supplier(images) for supplier in model.suppliers))
         samples = [dict(zip(names, row)) for row in labels]
-        tables = dict.fromkeys(names, label_table(model))
+        semantic = [name for name in names if kind_of(name).semantic]
+        tables = dict.fromkeys(semantic, label_table(model)) if semantic else {}
         experts |= maps.batch(samples, min(MAP_SIZE, model.transform.size), tables, names)
     return maps.to(experts, device), single
 

@@ -77,8 +77,10 @@ def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int]]:
     """Answers as they follow a prompt: a space, the words, the end mark.
 
     Raises:
-        InputError: no answers, or an empty one.
+        InputError: no answers, an empty one, or one that is no text.
     """
+    if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"The answers {answers!r} must be a list of texts: put one into a list.")
     if not answers:
         raise InputError("There are no answers to choose from: give one or more.")
     for number, answer in enumerate(answers):

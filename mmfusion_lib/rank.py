@@ -91,7 +91,15 @@ def rank(
         InputError: no candidates, an empty one, one that does not fit behind a prompt or has an id
             outside the vocabulary, an option out of range, or what ``Decoder.forward`` refuses.
     """
+    if any(isinstance(candidate, int) for candidate in candidate_ids):
+        raise InputError(
+            "candidate_ids holds a number: give a list of token ids for each candidate."
+        )
     candidates = [[int(token) for token in candidate] for candidate in candidate_ids]
+    if prompt_ids.ndim != 2 or not prompt_ids.shape[1]:
+        raise InputError(
+            f"prompt_ids has shape {tuple(prompt_ids.shape)}: give (B, P), one token or more."
+        )
     if len(prompt_ids) != len(latents):
         raise InputError(
             f"There are {len(prompt_ids)} prompts for {len(latents)} images: give one for each."

@@ -289,6 +289,18 @@ def test_freezing_saves_few_activations():
 # Bad input
 
 
+def ids(side: int, value: int = 0) -> dict:
+    """A semantic map of one class."""
+    return {
+        "ids": torch.full((2, side, side), value, dtype=torch.uint8),
+        "table": torch.zeros(200, 64),
+    }
+
+
+def detection(instance: torch.Tensor) -> dict:
+    return {"label": torch.zeros(2, 64, 32, 32), "instance": instance}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -300,6 +312,20 @@ def test_freezing_saves_few_activations():
         ({"depth": torch.zeros(2, 3, 32, 32)}, r"\(2, 3, 32, 32\)"),
         ({"depth": torch.zeros(1, 1, 32, 32)}, "1 maps"),
         ({"seg_coco": torch.zeros(2, 32, 32, 32)}, r"32"),
+        ({"rgb": "a.jpg"}, "'rgb'.*str"),
+        ({"depth": None}, "'depth'.*NoneType"),
+        ({"depth": torch.full((2, 1, 32, 32), 200.0)}, r"200\.0.*\[-1, 1\]"),
+        ({"depth": torch.full((2, 1, 32, 32), float("nan"))}, "nan"),
+        ({"depth": torch.zeros(2, 1, 0, 0)}, "0 x 0"),
+        ({"seg_coco": ids(1)}, "1 x 1"),
+        ({"seg_coco": ids(32, 140)}, "class 140 but it has 133"),
+        ({"obj_detection": torch.zeros(2, 1, 32, 32)}, "'label' and 'instance'"),
+        ({"obj_detection": ids(32)}, "'label' and 'instance'"),
+        ({"obj_detection": detection(torch.full((2, 1, 32, 32), 300))}, "300 to 300"),
+        ({"obj_detection": detection(torch.full((2, 1, 32, 32), -1))}, "-1 to -1"),
+        ({"obj_detection": detection(torch.zeros(1, 1, 32, 32))}, "1 maps for 2 pictures"),
+        ({"obj_detection": detection(torch.zeros(2, 2, 32, 32))}, r"\(2, 2, 32, 32\)"),
+        ({"obj_detection": detection(torch.zeros(2, 32, 32))}, r"\(2, 32, 32\)"),
     ],
 )
 def test_bad_maps(change, named):
@@ -308,6 +334,25 @@ def test_bad_maps(change, named):
         del experts["rgb"]
     with pytest.raises(InputError, match=named):
         build().encode(experts)
+
+
+def test_experts_that_are_no_dict():
+    with pytest.raises(InputError, match="Tensor"):
+        build().encode(torch.zeros(2, 3, 32, 32))
+
+
+def test_a_subset_of_experts_trains_its_own_stems_alone():
+    model = build().train()
+    model.requires_grad_(True)
+    some = {name: maps()[name] for name in ("rgb", "depth", "seg_coco")}
+    optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.1)
+    before = {name: p.clone() for name, p in model.encoder.stems.named_parameters()}
+    model.encode(some).square().mean().backward()
+    optimizer.step()
+    for name, parameter in model.encoder.stems.named_parameters():
+        used = name.split(".")[0] in ("depth", "seg")
+        assert (parameter.grad is not None) == used, name
+        assert torch.equal(parameter, before[name]) or used
 
 
 def test_an_instance_without_a_row():
@@ -461,6 +506,13 @@ def test_friendly_errors(reader, tmp_path):
         reader.caption(tmp_path / "b.png")
     with pytest.raises(InputError, match="no answers"):
         reader.answer(path, "ab", [])
+    with pytest.raises(InputError, match="list of texts"):
+        reader.answer(path, "ab", "red")
+    with pytest.raises(InputError, match="list of texts"):
+        reader.answer(path, "ab", [1, 2])
+    for question in (None, [3]):
+        with pytest.raises(InputError, match="must be a text"):
+            reader.answer(path, question)
     with pytest.raises(InputError, match="mixes"):
         reader.caption([path, torch.zeros(3, 32, 32)])
     reader.tokenizer = None

@@ -155,6 +155,17 @@ def test_bad_input(candidates, options, message):
         rank(make(0), torch.zeros(1, 4, 6), torch.tensor([[3, 4]]), candidates, **options)
 
 
+@pytest.mark.parametrize("prompt", [torch.tensor([3, 4]), torch.zeros(1, 0, dtype=torch.long)])
+def test_a_prompt_that_is_none(prompt):
+    with pytest.raises(InputError, match=r"prompt_ids has shape"):
+        rank(make(0), torch.zeros(1, 4, 6), prompt, [[5, 2]])
+
+
+def test_candidates_that_are_numbers():
+    with pytest.raises(InputError, match="a list of token ids for each"):
+        rank(make(0), torch.zeros(1, 4, 6), torch.tensor([[3, 4]]), [5, 2])
+
+
 def test_latents_that_do_not_fit():
     with pytest.raises(InputError, match=r"latents has shape \(1, 4, 5\)"):
         rank(make(0), torch.zeros(1, 4, 5), torch.tensor([[3, 4]]), [[5, 2]])

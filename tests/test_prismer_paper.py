@@ -1,0 +1,428 @@
+"""Prismer's stages at paper scale, rehearsed on a made tree: one command each, one after the other.
+
+The recipes' own code runs; the model is a tiny one with random weights, and label vectors are made up.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate import utils as accelerate_utils
+from PIL import Image
+
+from mmfusion_lib import InputError, checkpoints, prismer_training, runs, settings, train
+from mmfusion_lib.data import coco, scene_tasks, scenes, shard_files
+from mmfusion_lib.data.scene_draw import Scene
+from mmfusion_lib.encoder_config import CONFIGS, EncoderConfig
+from mmfusion_lib.encoders import build_encoder
+from mmfusion_lib.prismer import Prismer
+from mmfusion_lib.prismer_config import PrismerConfig
+from mmfusion_lib.recipes import prismer_paper as recipes
+from mmfusion_lib.recipes import prismer_paper_data as data
+from mmfusion_lib.recipes import prismer_paper_score as scoring
+from mmfusion_lib.recipes import prismer_paper_start as start
+from mmfusion_lib.recipes import prismer_paper_tree
+from mmfusion_lib.trainable import read_trainable, trainable_state
+
+ALL = (recipes.PRETRAIN, recipes.COCO, recipes.VQA, recipes.IMAGENET)
+IMAGE = EncoderConfig("image", 16, 1, 2, 24, image_size=28, patch_size=14)
+TEXT = replace(CONFIGS["minilm-l6"], width=16, depth=1, heads=2, mlp_width=24)
+DEPTH = Path("labels/depth/vqav2/train2014/COCO_train2014_000000000001.png")
+
+
+class Vectors:
+    """A label vector for each name, made from its letters."""
+
+    def vectors(self, names):
+        rows = [
+            torch.tensor([ord(name[i % len(name)]) / 64.0 for i in range(64)]) for name in names
+        ]
+        return torch.stack(rows)  # K x (64,) -> (K, 64)
+
+
+def tiny_prismer(name, seed=0, experts=(), image_size=28, **changes) -> Prismer:
+    """One layer a side; what is pretrained is the same whatever the seed."""
+    config = PrismerConfig(
+        IMAGE, TEXT, tuple(experts), image_size, num_latents=2, resampler_layers=1
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        encoders = build_encoder(IMAGE), build_encoder(TEXT)
+        torch.manual_seed(seed)
+        model = Prismer(*encoders, config)
+    model.tokenizer = checkpoints.load_tokenizer()
+    model.transform = checkpoints.image_transform("dinov2-small", size=image_size)
+    model.freeze("lang_vision")
+    return model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The made tree, from the same scenes that the recipes take."""
+    root = tmp_path_factory.mktemp("made")
+    prismer_paper_tree.make(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch, made, minilm):
+    """A cache of the test's own, but for what comes from elsewhere; a tiny model; a copied tree."""
+    real, mine = settings.cache_root(), tmp_path / "cache"
+    mine.mkdir()
+    for name in ("weights", "wheels", "checked"):
+        (real / name).mkdir(exist_ok=True)
+        (mine / name).symlink_to(real / name)
+    monkeypatch.setenv("MMFUSION_CACHE", str(mine))
+    monkeypatch.setattr(start, "load_prismer", tiny_prismer)
+    monkeypatch.setattr(data.prismer_input, "label_table", lambda model: Vectors())
+    monkeypatch.setattr(prismer_paper_tree, "tree", lambda: made)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch, made) -> Path:
+    """A copy of the tree as the data root, to break things in."""
+    shutil.copytree(made, tmp_path / "data")
+    monkeypatch.setenv("MMFUSION_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def smoke(recipe, **changes) -> dict:
+    return {**recipe.scales["smoke"], **changes}
+
+
+def items(s, root, **changes) -> data.PaperItems:
+    """Training items of a recipe's settings."""
+    model, _ = start.build(s, 0)
+    rows, look = data.training(s, root, 0, *s["shots"] or [0])
+    more = {"prompt": s["prompt"], "names": ["first", "second"], "look": look} | changes
+    return data.PaperItems(rows, s["task"], model, root / "labels", **more)
+
+
+# --- one command each ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
+def test_each_stage_runs_from_its_name_and_records_scores_and_cost(recipe):
+    record = runs.run(recipe, "smoke")
+    scores = {
+        "prismer-pretrain": {"coco-cider", "nocaps-cider", "coco-bleu4", "nocaps-rouge"},
+        "prismer-coco": {"coco-cider", "nocaps-cider", "coco-bleu4", "nocaps-rouge"},
+        "prismer-vqa": {"vqav2-accuracy"},
+        "prismer-imagenet": {"2-shot-imagenet-accuracy"},
+    }[recipe.name]
+    label = "2-shot-" if recipe is recipes.IMAGENET else ""
+    cost = {"seconds", "samples-per-second", "data-wait", "peak", "trainable"}
+    assert scores | {label + name for name in cost} <= set(record.results)
+    assert all(0 <= record.results[name]["mean"] <= 10 for name in scores)
+    # Items: 10 captions of COCO and 3 of the web; 10; 8 answers of train2014 and 1 of Visual Genome;
+    # 2 shots of 2 classes. In batches of 4: 3, 2, 2 and 1 steps.
+    steps = {"prismer-pretrain": 3, "prismer-coco": 2, "prismer-vqa": 2, "prismer-imagenet": 1}
+    assert record.curves[f"{label}loss"]["x"] == list(range(1, steps[recipe.name] + 1))
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
+def test_the_rehearsal_differs_from_paper_scale_in_size_only(recipe):
+    paper, quick = recipe.scales["paper"], recipe.scales["smoke"]
+    assert paper.keys() == quick.keys()
+    kept = ("task", "freeze", "prompt", "sources", "crop", "beams", "labels")
+    assert all(paper[key] == quick[key] for key in kept)
+    assert len(paper["experts"]) == 6 == len(quick["experts"])
+    assert (paper["test_pixels"] == paper["pixels"]) == (quick["test_pixels"] == quick["pixels"])
+
+
+def test_prismerz_needs_no_labels(tree):
+    shutil.rmtree(tree / "labels")
+    record = runs.run(recipes.COCO, "smoke", experts=(), made=False)
+    assert record.results["trainable"]["mean"] < tiny_trainable(recipes.COCO)
+
+
+def tiny_trainable(recipe) -> int:
+    model, _ = start.build(smoke(recipe), 0)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(monkeypatch):
+    often = {"train": {**smoke(recipes.COCO)["train"], "checkpoint_every": 1}}
+    whole = recipes.run_unit(smoke(recipes.COCO, seeds=[7], **often), "0")
+    real, calls = prismer_training.objective, []
+
+    def stop_once(model, batch):
+        calls.append(1)
+        if len(calls) == 4:  # two parts a step: in the second part of step 2
+            raise KeyboardInterrupt
+        return real(model, batch)
+
+    monkeypatch.setattr(prismer_training, "objective", stop_once)
+    s = smoke(recipes.COCO, **often)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run_unit(s, "0")
+    again = recipes.run_unit(s, "0")
+    assert len(calls) == 4 + 2  # step 1 was not done again
+    assert again["losses"] == whole["losses"] and again["scores"] == whole["scores"]
+
+
+# --- one stage after the other ------------------------------------------------------------------
+
+
+def test_a_stage_starts_from_what_an_earlier_one_learnt():
+    first = smoke(recipes.PRETRAIN)
+    recipes.run_unit(first, "0")
+    saved = start.stage_file(first, "prismer-pretrain")
+    learnt, meta = read_trainable(saved)
+    assert meta["config"]["freeze"] == "lang_vision" and meta["config"]["pixels"] == 28
+    fresh, _ = start.build(smoke(recipes.COCO), 0)
+    model, about = start.build(smoke(recipes.COCO, start="prismer-pretrain", pixels=56), 0)
+    state = model.state_dict()
+    table = "encoder.positions"
+    assert all(torch.equal(state[n], v) for n, v in learnt.items() if n != table)
+    assert learnt[table].shape == (4, 16) and state[table].shape == (16, 16)  # 28 -> 56 pixels
+    assert not torch.equal(
+        state["decoder.words.weight"], fresh.state_dict()["decoder.words.weight"]
+    )
+    assert about["freeze"] == "vision" and model.transform.size == 56
+    assert all(p.requires_grad for p in model.decoder.parameters())  # frozen until now
+    assert not any(p.requires_grad for p in model.encoder.layers[0].block.parameters())
+
+
+def test_a_third_stage_starts_from_the_second(made):
+    s = smoke(recipes.COCO, start=None, pixels=56)
+    recipes.run_unit(s, "0")
+    path = str(start.stage_file(s, "prismer-coco"))
+    model, _ = start.build(smoke(recipes.IMAGENET, start=path, pixels=28), 0)
+    learnt, _ = read_trainable(path)
+    assert learnt["encoder.positions"].shape == (16, 16)  # of 56 pixels
+    shared = {name: v for name, v in trainable_state(model).items() if "positions" not in name}
+    assert all(torch.equal(learnt[name], value) for name, value in shared.items())
+
+
+def test_only_questions_on_new_pictures_are_scored_after_training_on_captions(made):
+    # Scene 4 is of val2014 and in Karpathy's training part; scenes 5 to 7 are in his test part.
+    alone = data.testing(smoke(recipes.VQA), made)["vqav2"]
+    after = data.testing(smoke(recipes.VQA, start="prismer-pretrain"), made)["vqav2"]
+    numbers = [{coco.image_id(path) - 1 for path in part["maps"]} for part in (alone, after)]
+    assert numbers == [{4, 5, 6, 7}, {5, 6, 7}]
+
+
+# --- items --------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_read_and_the_text_is_learnt_to_its_end_mark(made):
+    part = items(smoke(recipes.COCO), made)
+    item, prompt = part[0], 4  # [CLS] a picture of
+    assert (item["labels"][:prompt] == -100).all()
+    assert torch.equal(item["labels"][prompt:], item["ids"][prompt:])
+    text = data.prismer_text.clean_caption(part.data[0]["captions"][0])
+    assert part.tokenizer.decode(item["ids"]) == f"a picture of {text.lower()}"
+    assert item["ids"][-1] == data.prismer_text.end_id(part.tokenizer)
+
+
+def test_a_long_text_is_cut_before_its_end_mark(made):
+    part = items(smoke(recipes.COCO), made)
+    part.data = [{**part.data[0], "captions": ["cat " * 28]}]
+    ids = part[0]["ids"]
+    assert len(ids) == 30  # published, with [CLS], prompt and end mark
+    assert ids[-1] == data.prismer_text.end_id(part.tokenizer)
+
+
+def test_a_batch_is_padded_behind_with_nothing_to_learn(made):
+    part = items(smoke(recipes.VQA), made)
+    one, two = part[0], {**part[1], "weight": 0.2}
+    batch = part.collate([{**one, "ids": one["ids"][:-1], "labels": one["labels"][:-1]}, two])
+    short = len(one["ids"]) - 1
+    assert (batch["mask"][0, short:] == 0).all() and (batch["labels"][0, short:] == -100).all()
+    assert batch["weight"].tolist() == pytest.approx([1.0, 0.2])
+    loss = prismer_training.objective(start.build(smoke(recipes.VQA), 0)[0], batch)
+    assert loss.isfinite()
+
+
+def test_each_answer_of_a_question_is_an_item_with_its_weight(made):
+    rows = datasets.Dataset.from_dict(
+        {"answers": [["cat", "dog"], ["red"]], "weights": [[0.7, 0.3], [0.2]], "id": ["a", "b"]}
+    )
+    part = data.Answers(rows)
+    found = [(row["id"], row["answers"], row["weight"]) for row in map(part.__getitem__, range(3))]
+    assert found == [("a", ["cat"], 0.7), ("a", ["dog"], 0.3), ("b", ["red"], 0.2)]
+
+
+def test_training_crops_and_a_test_does_not(made):
+    cropped, whole = (
+        items(smoke(recipes.COCO), made, crop=[0.5, 1.0]),
+        items(smoke(recipes.COCO), made),
+    )
+    torch.manual_seed(0)
+    views = [cropped[0] for _ in range(3)]
+    torch.manual_seed(0)
+    assert torch.equal(views[0]["rgb"], cropped[0]["rgb"])  # drawn from torch's generator
+    assert not torch.equal(views[0]["rgb"], views[1]["rgb"])
+    assert torch.equal(whole[0]["rgb"], whole[0]["rgb"])
+    # A depth map says where a picture is near: picture and map of a crop come from one place.
+    assert views[0]["maps"]["depth"].size == (28, 28)
+
+
+def test_picture_and_maps_are_cut_alike(made):
+    part = items(smoke(recipes.PRETRAIN), made, crop=[0.5, 1.0])
+    path = made / part.data[0]["maps"]
+    picture = Image.open(path).convert("L").resize((112, 112))
+    part.data = [{**part.data[0], "image": {"bytes": None, "path": str(path)}}]
+    depth = data.geometry.apply  # called once a picture, for both
+    seen = []
+    part_apply = lambda cut, *given: seen.append(cut) or depth(cut, *given)  # noqa: E731
+    data.geometry.apply, keep = part_apply, depth
+    try:
+        part[0]
+    finally:
+        data.geometry.apply = keep
+    assert len(seen) == 1 and picture.size == (112, 112)
+
+
+def test_shards_give_the_items_of_the_lists(made, tmp_path):
+    s = smoke(recipes.PRETRAIN)
+    rows, _ = data.training(s, made, 0, 0)
+    (made / "shards").mkdir(exist_ok=True)
+    if not any((made / "shards").iterdir()):
+        shard_files.pack(rows, made / "shards", size=5)
+    packed, lists = items({**s, "shards": "shards"}, made), items(s, made)
+    assert len(packed) == len(lists) == 13
+    for i in (0, 12):
+        a, b = packed[i], lists[i]
+        assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["rgb"], b["rgb"])
+        assert (a["maps"]["depth"].map == b["maps"]["depth"].map).all()
+
+
+# --- how a step and a test are shared out -------------------------------------------------------
+
+
+def test_warm_up_and_parts_of_a_batch_are_those_published(monkeypatch):
+    told = {}
+
+    def fit(model, items, loss, config, **options):
+        told.update(config=config)
+
+    class Many:
+        def __len__(self):
+            return 1024 * 100
+
+        collate = None
+
+    monkeypatch.setattr(train, "fit", fit)
+    s = recipes.PRETRAIN.scales["paper"]
+    recipes.fit(s, None, Many(), 0, None)
+    assert told["config"].accumulate == 32  # 1024 samples, 32 at a time, on one GPU
+    assert told["config"].warmup == 1.0 / 1 or told["config"].warmup == 0.5  # replaced below
+    assert told["config"].warmup * 20 * 100 == pytest.approx(1000)  # 2000 steps are all: half
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_test_is_shared_out_and_comes_back_in_order(made, monkeypatch, count):
+    part = items(smoke(recipes.COCO), made)  # ten rows
+    model, _ = start.build(smoke(recipes.COCO), 0)
+    asked, others = [], []
+
+    class Process:
+        num_processes, process_index, is_main_process = count, 0, False
+
+    def say(prompts, experts):
+        asked.append(len(prompts))
+        return [f"{float(x.sum()):.3f}" for x in experts["rgb"]]
+
+    monkeypatch.setattr(scoring, "processes", lambda: Process)
+    monkeypatch.setattr(accelerate_utils, "gather_object", lambda mine: mine + others)
+    expected = [f"{float(part[i]['rgb'].sum()):.3f}" for i in range(10)]
+    others += [(i, text) for i, text in enumerate(expected) if i % count]
+    assert scoring._each(smoke(recipes.COCO), model, part, say) == expected
+    assert asked == {1: [2] * 5, 3: [2, 2]}[count]  # of the first of three: rows 0, 3, 6, 9
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_without_data_the_folder_and_the_card_are_named(monkeypatch):
+    monkeypatch.delenv("MMFUSION_DATA", raising=False)
+    with pytest.raises(InputError, match=r"MMFUSION_DATA/coco.*data_cards/coco\.md"):
+        runs.run(recipes.COCO, "smoke", made=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lost", "card"),
+    [
+        (recipes.PRETRAIN, "filtered_cc12m.json", "web"),
+        (recipes.COCO, "coco_karpathy_test_gt.json", "coco"),
+        (recipes.VQA, "vg_qa.json", "vqav2"),
+    ],
+)
+def test_a_missing_list_is_named_with_its_card_before_anything_is_built(
+    tree, monkeypatch, recipe, lost, card
+):
+    (tree / lost).unlink()
+    monkeypatch.setattr(start, "load_prismer", None)
+    with pytest.raises(InputError, match=rf"{lost} does not exist.*data_cards/{card}\.md"):
+        runs.run(recipe, "smoke", made=False)
+
+
+def test_missing_classes_are_named(tree):
+    (tree / "imagenet/imagenet_class.json").unlink()
+    with pytest.raises(InputError, match=r"imagenet_class\.json does not exist: make it with"):
+        runs.run(recipes.IMAGENET, "smoke", made=False)
+
+
+def test_missing_labels_are_named_with_the_command_that_makes_them(tree):
+    shutil.rmtree(tree / "labels/normal")
+    with pytest.raises(InputError, match=r"labels/normal does not exist.*mmfusion_lib experts .*"):
+        runs.run(recipes.COCO, "smoke", made=False)
+
+
+def test_a_missing_label_file_is_named_before_training(tree, monkeypatch):
+    (tree / DEPTH).unlink()
+    monkeypatch.setattr(train, "fit", None)
+    with pytest.raises(InputError, match=rf"{DEPTH} does not exist: make the labels of depth"):
+        runs.run(recipes.COCO, "smoke", made=False)
+
+
+def test_where_there_is_no_word_there_is_no_file(tree):
+    shutil.rmtree(tree / "labels/ocr_detection")
+    part = items(smoke(recipes.COCO), tree)
+    assert (part[0]["maps"]["ocr_detection"].map == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        ("gone/model.safetensors", r"gone/model\.safetensors does not exist: correct the path"),
+        ("prismer-pretrain", r"does not exist: run the recipe prismer-pretrain with this model"),
+    ],
+)
+def test_a_missing_start_is_named(begin, message):
+    with pytest.raises(InputError, match=f"start='{begin}'.*{message}"):
+        runs.run(recipes.COCO, "smoke", start=begin)
+
+
+def test_a_start_with_other_experts_is_refused():
+    s = smoke(recipes.COCO, experts=("depth",))
+    recipes.run_unit(s, "0")
+    path = str(start.stage_file(s, "prismer-coco"))
+    with pytest.raises(InputError, match=r"trained with experts=\['depth'\]: give the same"):
+        start.build(smoke(recipes.VQA, start=path), 0)
+
+
+def test_a_caption_without_a_word_is_named(made):
+    part = items(smoke(recipes.COCO), made)
+    part.data = [{**part.data[0], "captions": ["..."]}]
+    with pytest.raises(InputError, match=r"captions of 1#0 have no word"):
+        part[0]
+
+
+# --- the made tree ------------------------------------------------------------------------------
+
+
+def test_the_made_tree_tells_the_truth(made):
+    scene: Scene = scenes.decode(scenes.load("train", 1)[0])
+    row = coco.load("train", made)[0]
+    assert row["captions"][0] in scene_tasks.captions(scene.graph)
+    objects = len(scene.graph["objects"])
+    asked = data.training(smoke(recipes.VQA), made, 0, 0)[0][0]
+    assert asked["question"] == "How many objects are there?" and asked["answers"] == [str(objects)]
