@@ -92,6 +92,13 @@ def test_a_missing_package_is_named_before_a_download(cache, monkeypatch, name, 
     assert not cache.exists()
 
 
+def test_a_python_without_the_reading_package_is_named(monkeypatch):
+    monkeypatch.setattr(ocr.sys, "version_info", (3, 13))
+    monkeypatch.setattr(ocr, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"Python below 3\.13: use Python 3\.11 or 3\.12"):
+        packaged.packaged("ocr_detection", "cpu")
+
+
 def test_only_rgb_pictures_are_looked_at():
     expert = packaged.PackagedExpert()
     assert expert([]) == []

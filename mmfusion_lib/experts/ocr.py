@@ -8,6 +8,8 @@ snapped to a lexicon.
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +42,11 @@ class OCR(PackagedExpert):
     def __init__(self, device: str | None = None):
         import torch
 
-        # The package exists for Python below 3.13.
+        if sys.version_info >= (3, 13) and find_spec("rapidocr_onnxruntime") is None:
+            raise InputError(
+                "The expert ocr_detection runs on rapidocr-onnxruntime, which exists for Python below "
+                "3.13: use Python 3.11 or 3.12, or leave this expert out."
+            )
         package = need("rapidocr_onnxruntime", "rapidocr-onnxruntime", self.name)
         self.reader = package.RapidOCR(intra_op_num_threads=torch.get_num_threads())
 

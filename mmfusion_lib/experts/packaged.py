@@ -84,7 +84,10 @@ def packaged(name: str, device: str | None = None) -> PackagedExpert:
     """
     experts = packaged_experts()
     if name not in experts:
-        raise InputError(f"No packaged expert is called {name!r}: use one of {', '.join(experts)}.")
+        raise InputError(
+            f"No packaged expert is called {name!r}: use one of {', '.join(experts)}; depth, normal "
+            "and seg_coco come from the hub (--source hub)."
+        )
     return experts[name](device)
 
 

@@ -17,6 +17,7 @@ from . import (
     prismer_captions,
     prismer_cost,
     prismer_experts,
+    prismer_speed,
     scene_encoder,
     scratch_vit,
 )
@@ -31,6 +32,7 @@ ALL = (
     fusion_baselines.RECIPE,
     pmf_variants.COMPONENTS,
     prismer_cost.RECIPE,
+    prismer_speed.RECIPE,
     prismer_experts.RECIPE,
     prismer_captions.RECIPE,
     groceries_fewshot.RECIPE,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from .. import prismer_text, prismer_training, recompute, settings, train, trainable
-from ..data import imagenet
+from ..data import coco, imagenet, prismer_sets
 from ..files import digest, sha256
 from ..prismer import Prismer
 from ..prismer_config import PAPER_EXPERTS, SCENE_EXPERTS
@@ -36,6 +36,13 @@ from . import prismer_paper_tree
 from .prismer_paper_score import UNITS, alone, processes, score
 
 POINTS = 200  # of a recorded loss curve
+COST = {  # name -> what it is of a unit, unit, and by what it is divided
+    "trainable": ("trainable", "parameters", 1),
+    "seconds": ("seconds", "seconds", 1),
+    "samples-per-second": ("samples_per_second", "samples/s", 1),
+    "data-wait": ("data_wait_share", "share", 1),
+    "peak": ("peak_bytes", "GiB", 2**30),
+}
 
 
 def units(s: Settings) -> list[str]:
@@ -48,42 +55,42 @@ def units(s: Settings) -> list[str]:
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Train, leave the weights for later stages, test. Goes on where it was interrupted."""
     seed, _, shots = unit.partition("-")
-    root = prismer_paper_tree.tree() if s["made"] else data.published_tree()
+    made = prismer_paper_tree.tree() if s["made"] else None
+    root = prismer_sets.find_tree("coco", made, coco.LAYOUT)
     begin, labels = start.start_file(s), data.label_folder(s, root)
     rows, look = data.training(s, root, int(seed), int(shots or 0))
     tests = data.testing(s, root)
     names = imagenet.class_names(root) if s["task"] == "names" else []
-    shown = {"prompt": s["prompt"], "names": [name.lower() for name in names]}
-
     model, about = start.build(s, int(seed))
-    items = data.PaperItems(rows, s["task"], model, labels, crop=s["crop"], look=look, **shown)
-    held_out = {
-        name: data.PaperItems(part, s["task"], model, labels, **shown)
-        for name, part in tests.items()
-    }
-    for part in (items, *held_out.values()):
+
+    def read(part: Any, **options: Any) -> data.PaperItems:
+        spoken = {"prompt": s["prompt"], "names": [name.lower() for name in names]}
+        return data.PaperItems(part, s["task"], model, labels, **spoken, **options)
+
+    items = read(rows, crop=s["crop"], look=look)
+    for part in (items, *map(read, tests.values())):
         part.collate([part[0]])  # what is missing shows now, and not after days of training
     known = sha256(begin) if begin is not None and begin.is_file() else str(begin)
     folder = settings.cache_root() / "training" / s["name"] / digest(s, unit, known)
     result = fit(s, model, items, int(seed), folder)
-    if s["task"] != "names":
-        alone(lambda: trainable.save_trainable(
-            model, start.stage_file(s, s["name"], int(seed)), about
-        ))  # fmt: skip
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if s["test_pixels"] != s["pixels"]:
-        start.resize(model, s["test_pixels"])
-    scores: dict[str, float] = {}
-    for name, part in tests.items():
-        test = data.PaperItems(part, s["task"], model, labels, **shown)
-        scores |= {f"{name}-{metric}": value for metric, value in score(s, model, test, root)}
+    if s["task"] != "names":
+        path = start.stage_file(s, s["name"], int(seed))
+        alone(lambda: trainable.save_trainable(model, path, about))
+    start.resize(model, s["test_pixels"])
+    scores = {
+        f"{name}-{metric}": value
+        for name, part in tests.items()
+        for metric, value in score(s, model, read(part), root)
+    }
     if s["task"] == "names":  # fifteen checkpoints would fill a disk, and nothing starts from them
         alone(lambda: shutil.rmtree(folder, ignore_errors=True))
+    every = max(1, len(result.losses) // POINTS)
     return {
         "scores": scores,
         "trainable": trained,
-        "losses": result.losses[:: _every(result.losses)],
-        "every": _every(result.losses),
+        "losses": result.losses[::every],
+        "every": every,
         "seconds": result.seconds,
         "samples_per_second": result.samples_per_second,
         "data_wait_share": result.data_wait_share,
@@ -108,12 +115,8 @@ def fit(
     )
 
 
-def _every(losses: list[float]) -> int:
-    return max(1, len(losses) // POINTS)
-
-
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
-    """Scores, time, data-wait share and memory; of few-shot for each number of shots."""
+    """Scores and cost; of few-shot for each number of shots."""
     results, curves = {}, {}
     for shots in s["shots"] if s["task"] == "names" else [None]:
         label = "" if shots is None else f"{shots}-shot-"
@@ -122,13 +125,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         for metric in runs[0]["scores"]:
             unit = UNITS[metric.split("-")[1]]
             results[label + metric] = spread([run["scores"][metric] for run in runs], unit)
-        for name, key, unit, scale in (
-            ("trainable", "trainable", "parameters", 1),
-            ("seconds", "seconds", "seconds", 1),
-            ("samples-per-second", "samples_per_second", "samples/s", 1),
-            ("data-wait", "data_wait_share", "share", 1),
-            ("peak", "peak_bytes", "GiB", 2**30),
-        ):
+        for name, (key, unit, scale) in COST.items():
             results[label + name] = spread([run[key] / scale for run in runs], unit)
         losses = torch.tensor([run["losses"] for run in runs])  # (S, points)
         curves[f"{label}loss"] = {

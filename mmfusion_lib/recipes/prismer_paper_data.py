@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .. import prismer_input, prismer_text
-from ..data import coco, imagenet, nocaps, prismer_sets, vqav2, web_captions
+from ..data import coco, imagenet, nocaps, vqav2, web_captions
 from ..data.images import open_image
 from ..data.webshards import WebShards
 from ..errors import InputError
@@ -150,13 +149,13 @@ class PaperItems:
         lengths = torch.tensor([len(item["ids"]) for item in items])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()  # (B, N)
         weight = torch.tensor([float(item["weight"]) for item in items])
-        seen = {"experts": self.seen(items)[1]}
-        return {**seen, "ids": ids, "mask": mask, "labels": labels, "weight": weight}
+        experts = self.seen(items)[1]
+        return {"experts": experts, "ids": ids, "mask": mask, "labels": labels, "weight": weight}
 
     def seen(self, items: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
         """Items -> their prompts, and the batch of experts as ``Prismer.encode`` takes it."""
-        rgb: Tensor = torch.stack([item["rgb"] for item in items])  # B x (3, S, S) -> (B, 3, S, S)
-        experts: dict[str, Any] = {"rgb": rgb}
+        rgb = [item["rgb"] for item in items]
+        experts: dict[str, Any] = {"rgb": torch.stack(rgb)}  # B x (3, S, S) -> (B, 3, S, S)
         if self.experts:
             maps = [item["maps"] for item in items]
             experts |= tensors.batch(maps, self.map_size, self.tables, self.experts)
@@ -233,22 +232,13 @@ def label_folder(s: Settings, root: Path) -> Path:
     """
     folder = root / s["labels"]
     for name in s["experts"]:
-        if not (folder / name).is_dir() and name != "ocr_detection":  # where there is no word,
-            raise InputError(  # there is no file
+        if not (folder / name).is_dir() and name != "ocr_detection":  # no word, no file
+            raise InputError(
                 f"{folder / name} does not exist: make the labels with `python -m mmfusion_lib "
                 f"experts {root} --experts {','.join(s['experts'])} --source hub --to {folder}`, "
                 "or set experts to ()."
             )
     return folder
-
-
-def published_tree() -> Path:
-    """The data root, in the layout of ``prismer_sets``.
-
-    Raises:
-        InputError: there is none.
-    """
-    return prismer_sets.find_tree("coco", None, coco.LAYOUT)
 
 
 def _there(root: Path, file: str) -> bool:
