@@ -250,10 +250,11 @@ def test_a_long_text_is_cut_before_its_end_mark(made):
 
 def test_a_batch_is_padded_behind_with_nothing_to_learn(made):
     part = items(smoke(recipes.VQA), made)
-    one, two = part[0], {**part[1], "weight": 0.2}
+    one, two = part[0], {**part[0], "weight": 0.2}
     batch = part.collate([{**one, "ids": one["ids"][:-1], "labels": one["labels"][:-1]}, two])
     short = len(one["ids"]) - 1
-    assert (batch["mask"][0, short:] == 0).all() and (batch["labels"][0, short:] == -100).all()
+    assert batch["mask"].tolist() == [[1] * short + [0], [1] * (short + 1)]
+    assert batch["labels"][0, short:].tolist() == [-100]
     assert batch["weight"].tolist() == pytest.approx([1.0, 0.2])
     loss = prismer_training.objective(start.build(smoke(recipes.VQA), 0)[0], batch)
     assert loss.isfinite()
@@ -284,7 +285,7 @@ def test_training_crops_and_a_test_does_not(made):
 def test_picture_and_maps_are_cut_alike(made, tmp_path):
     part = items(smoke(recipes.COCO, experts=("depth",)), made, crop=[0.5, 1.0])
     bright = np.zeros((80, 60), np.uint8)
-    bright[20:50, 10:35] = 255  # a white box, and the depth of one
+    bright[:40, :30] = 255  # a white corner, and the depth of one
     Image.fromarray(bright).convert("RGB").save(tmp_path / "box.png")
     write_labels(tmp_path, LabelMap("depth", bright), "box.png")
     part.labels = tmp_path
@@ -294,7 +295,7 @@ def test_picture_and_maps_are_cut_alike(made, tmp_path):
     for _ in range(5):
         item = part[0]
         white = item["rgb"][0].numpy() > 0  # (28, 28); 0 is a middle grey
-        assert (white == (item["maps"]["depth"].map > 127)).mean() > 0.93  # but for its outline
+        assert (white == (item["maps"]["depth"].map > 127)).mean() > 0.95  # but for its outline
 
 
 def test_shards_give_the_items_of_the_lists(made):

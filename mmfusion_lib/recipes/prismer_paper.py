@@ -11,8 +11,10 @@ Published: pixels, what is frozen, batch, epochs, rates, weight decay, warm-up i
 beams, shortlists, label smoothing, no clipping. Ours differ: cosine to 0 a step (there to 1e-6 in
 pre-training, and a step an epoch there and for questions); norms and biases do not decay; bf16, not fp16;
 the last epoch is kept, none is chosen on test; two of the ten distortions (``prismer_paper_data``);
-questions are trained without val, and scored on it. A rank of names does not tell two classes of one
-name apart. LARGE is ``model="prismer-large"``; in pre-training its rate is 1e-4.
+questions are trained without val, and scored on it, without the pictures of COCO's captions where the start
+knows those. A rank of names does not tell two classes of one name apart. LARGE is
+``model="prismer-large"``; in pre-training its rate is 1e-4. An interrupted run goes on with as many
+processes as before; one interrupted in its test has no throughput.
 """
 
 from __future__ import annotations
@@ -78,24 +80,16 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         path = start.stage_file(s, s["name"], int(seed))
         alone(lambda: trainable.save_trainable(model, path, about))
     start.resize(model, s["test_pixels"])
-    scores = {
-        f"{name}-{metric}": value
-        for name, part in tests.items()
-        for metric, value in score(s, model, read(part), root)
-    }
+    scores: dict[str, float] = {}
+    for name, part in tests.items():
+        scores |= {f"{name}-{key}": value for key, value in score(s, model, read(part), root)}
     if s["task"] == "names":  # fifteen checkpoints would fill a disk, and nothing starts from them
         alone(lambda: shutil.rmtree(folder, ignore_errors=True))
     every = max(1, len(result.losses) // POINTS)
-    return {
-        "scores": scores,
-        "trainable": trained,
-        "losses": result.losses[::every],
-        "every": every,
-        "seconds": result.seconds,
-        "samples_per_second": result.samples_per_second,
-        "data_wait_share": result.data_wait_share,
-        "peak_bytes": result.peak_bytes,
-    }
+    curve = {"losses": result.losses[::every], "every": every}
+    measured = ("seconds", "samples_per_second", "data_wait_share", "peak_bytes")
+    cost = {"trainable": trained} | {name: getattr(result, name) for name in measured}
+    return {"scores": scores, **curve, **cost}
 
 
 def fit(
@@ -107,12 +101,10 @@ def fit(
     batch, epochs = s["train"]["batch_size"], s["train"]["epochs"]
     parts = max(1, batch // (processes().num_processes * s["together"]))
     steps = max(1, epochs * (len(items) // batch))
-    config = train.TrainConfig(
-        seed=seed, accumulate=parts, warmup=min(s["warmup_steps"] / steps, 0.5), **s["train"]
-    )
-    return train.fit(
-        model, items, prismer_training.objective, config, folder=folder, collate=items.collate
-    )
+    warmup = min(s["warmup_steps"] / steps, 0.5)
+    config = train.TrainConfig(seed=seed, accumulate=parts, warmup=warmup, **s["train"])
+    loss = prismer_training.objective
+    return train.fit(model, items, loss, config, folder=folder, collate=items.collate)
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +112,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     results, curves = {}, {}
     for shots in s["shots"] if s["task"] == "names" else [None]:
         label = "" if shots is None else f"{shots}-shot-"
-        seeds = [f"{seed}" if shots is None else f"{seed}-{shots}" for seed in s["seeds"]]
-        runs = [done[unit] for unit in seeds]
+        runs = [done[f"{seed}" if shots is None else f"{seed}-{shots}"] for seed in s["seeds"]]
         for metric in runs[0]["scores"]:
             unit = UNITS[metric.split("-")[1]]
             results[label + metric] = spread([run["scores"][metric] for run in runs], unit)
@@ -185,11 +176,9 @@ _REHEARSAL: Settings = {
 
 
 def recipe(name: str, title: str, minutes: float, train: Settings, **changes: Any) -> Recipe:
-    """One of the four, at paper scale, and its rehearsal.
+    """One of the four: ``train`` are fields of ``TrainConfig`` unlike those of the captions.
 
-    Args:
-        minutes: on two CPU cores, a guess from shapes alone.
-        train: fields of ``TrainConfig`` that differ from those of the captions.
+    ``minutes``, on two CPU cores, are a guess from shapes alone.
     """
     paper = {**_PAPER, "name": name, **changes, "train": {**_PAPER["train"], **train}}
     quick = {"epochs": 1, "batch_size": 4, "precision": "no", "workers": 0}
