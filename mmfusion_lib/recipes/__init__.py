@@ -17,6 +17,7 @@ from . import (
     prismer_captions,
     prismer_cost,
     prismer_experts,
+    prismer_paper,
     prismer_speed,
     scene_encoder,
     scratch_vit,
@@ -48,4 +49,8 @@ ALL = (
     pmf_paper.FOOD101_TITLES,
     pmf_paper.MMIMDB,
     pmf_paper.SNLI_VE,
+    prismer_paper.PRETRAIN,
+    prismer_paper.COCO,
+    prismer_paper.VQA,
+    prismer_paper.IMAGENET,
 )
