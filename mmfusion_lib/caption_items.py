@@ -19,8 +19,7 @@ from . import prismer_input
 from .data.caption_table import Row, shown
 from .data.images import open_image
 from .errors import InputError
-from .experts import tensors
-from .experts.label_map import Expert, LabelMap, kind_of
+from .experts.label_map import Expert, LabelMap
 from .experts.labels import label_path, read_labels
 from .files import digest, sha256
 from .prismer import Prismer
@@ -66,10 +65,7 @@ class Pictures:
         if self.labels is not None:
             self.experts = model.config.experts
         self.size = min(prismer_input.MAP_SIZE, model.transform.size)
-        self.tables: dict[str, Any] = {}
-        named = [name for name in self.experts if kind_of(name).semantic]
-        if named:
-            self.tables = dict.fromkeys(named, prismer_input.label_table(model))
+        self.tables = prismer_input.label_tables(model, self.experts)
 
     def __call__(self, name: str) -> Picture:
         """Open one picture, by its path below the folder, and get its maps.
@@ -88,11 +84,7 @@ class Pictures:
 
     def batch(self, pictures: Sequence[Picture]) -> dict[str, Any]:
         """Opened pictures -> a batch of experts as ``Prismer.encode`` takes it."""
-        rgb = torch.stack([each["rgb"] for each in pictures])  # B x (3, S, S) -> (B, 3, S, S)
-        if not self.experts:
-            return {"rgb": rgb}
-        samples = [each["maps"] for each in pictures]
-        return {"rgb": rgb} | tensors.batch(samples, self.size, self.tables, self.experts)
+        return prismer_input.stack(pictures, self.size, self.tables, self.experts)
 
     def digest(self, name: str) -> str:
         """Of the bytes of a picture and of its label files."""

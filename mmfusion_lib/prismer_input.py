@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +54,6 @@ def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
         )
     from .data.images import open_image
     from .experts import tensors as maps
-    from .experts.label_map import kind_of
 
     images = [open_image(each) for each in sources]
     experts: dict[str, Any] = {"rgb": torch.stack([model.transform(image) for image in images])}
@@ -62,10 +61,39 @@ def read(model: Prismer, source: Any) -> tuple[dict[str, Any], bool]:
         names = [supplier.name for supplier in model.suppliers]
         labels = zip(*(supplier(images) for supplier in model.suppliers))
         samples = [dict(zip(names, row)) for row in labels]
-        semantic = [name for name in names if kind_of(name).semantic]
-        tables = dict.fromkeys(semantic, label_table(model)) if semantic else {}
-        experts |= maps.batch(samples, min(MAP_SIZE, model.transform.size), tables, names)
+        size = min(MAP_SIZE, model.transform.size)
+        experts |= maps.batch(samples, size, label_tables(model, names), names)
     return maps.to(experts, device), single
+
+
+def label_tables(model: Prismer, experts: Iterable[str]) -> dict[str, LabelTable]:
+    """What ``experts.tensors.batch`` needs to name what semantic experts say; {} where none does."""
+    from .experts.label_map import kind_of
+
+    semantic = [name for name in experts if kind_of(name).semantic]
+    return dict.fromkeys(semantic, label_table(model)) if semantic else {}
+
+
+def stack(
+    pictures: Sequence[Mapping[str, Any]],
+    size: int,
+    tables: Mapping[str, LabelTable],
+    experts: Sequence[str],
+) -> dict[str, Any]:
+    """Opened pictures -> a batch of experts as ``Prismer.encode`` takes it.
+
+    Args:
+        pictures: B times ``rgb`` (3, S, S) and ``maps``, by expert.
+        size: pixels a side of the maps.
+        tables: see ``label_tables``.
+        experts: those that are given, () for none.
+    """
+    from .experts import tensors
+
+    rgb = torch.stack([each["rgb"] for each in pictures])  # B x (3, S, S) -> (B, 3, S, S)
+    if not experts:
+        return {"rgb": rgb}
+    return {"rgb": rgb} | tensors.batch([p["maps"] for p in pictures], size, tables, experts)
 
 
 def label_table(model: Prismer) -> LabelTable:

@@ -185,6 +185,7 @@ class Claim:
         value: the claimed number; None where it was not available to us or is a direction.
         provenance: one of ``PROVENANCE``.
         tolerance: largest accepted absolute difference from ``value``.
+        least: in place of the two, a number that ours must reach.
         recipe, result: the record and its result (or comparison) that answers the claim.
         why: reason why it is not attempted; empty when it is.
     """
@@ -199,6 +200,7 @@ class Claim:
     provenance: str
     value: float | None = None
     tolerance: float | None = None
+    least: float | None = None
     recipe: str = ""
     result: str = ""
     why: str = ""
@@ -222,6 +224,8 @@ class Claim:
         text = record.text(self.result)
         if self.result in record.comparisons:
             good = record.comparisons[self.result]["low"] > 0
+        elif self.least is not None:
+            good = record.results[self.result]["mean"] >= self.least
         else:
             good = abs(record.results[self.result]["mean"] - self.value) <= self.tolerance
         return text, "reproduced" if good else "not reproduced"
@@ -312,6 +316,8 @@ def _claims(*parts: str) -> str:
             continue
         ours, verdict = claim.verdict()
         value = "-" if claim.value is None else f"{claim.value:,.10g}"
+        if claim.least is not None:
+            value = f"{claim.least:g} or more"
         if claim.tolerance is not None:
             value += f" ± {claim.tolerance:g}"
         source = f"{claim.source}, {claim.where} ({claim.provenance})"

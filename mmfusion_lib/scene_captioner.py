@@ -93,13 +93,13 @@ def load(name: str = "scene-captioner", experts: Sequence[str] = SCENE_EXPERTS) 
     found: dict[str, Tensor] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     model = build(experts)
     state = trainable_state(model)
     stored = {key for key in found if not key.endswith(SCALE)}
     shapes = {key: found[key].shape for key in stored}
-    if len(paths) != int(metadata["parts"]) or shapes != {k: v.shape for k, v in state.items()}:
+    if str(len(paths)) != metadata.get("parts") or shapes != {k: v.shape for k, v in state.items()}:
         raise InputError(f"{first}-*.safetensors hold another model, or a part is lost: {remedy}")
     if metadata["frozen"] != frozen_digest(model):
         raise InputError(f"{first}-*.safetensors were trained on other frozen weights: {remedy}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prismer_maker import make_prismer
 
 from mmfusion_lib import caption_training, checkpoints, prismer_input, prismer_training
 from mmfusion_lib.__main__ import main
@@ -24,11 +25,10 @@ from mmfusion_lib.captioner import Captioner
 from mmfusion_lib.data import caption_table
 from mmfusion_lib.data.caption_table import Row, read_rows, write_rows
 from mmfusion_lib.encoder_config import CONFIGS
-from mmfusion_lib.encoders import EncoderConfig, build_encoder
+from mmfusion_lib.encoders import EncoderConfig
 from mmfusion_lib.errors import InputError
 from mmfusion_lib.experts.labels import LabelMap, write_labels
 from mmfusion_lib.prismer import Prismer
-from mmfusion_lib.prismer_config import PrismerConfig
 from mmfusion_lib.trainable import read_trainable, save_trainable, trainable_state
 
 IMAGE = EncoderConfig("image", 16, 2, 2, 24, image_size=28, patch_size=14)
@@ -41,18 +41,7 @@ tokenizer = functools.cache(checkpoints.load_tokenizer)
 
 def tiny_prismer(name, seed=0, experts=(), **changes) -> Prismer:
     """Two layers a side; the pretrained parts are the same whatever the seed."""
-    config = PrismerConfig(
-        IMAGE, TEXT, tuple(experts), 28, num_latents=2, resampler_layers=1, **changes
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(99)
-        encoders = build_encoder(IMAGE), build_encoder(TEXT)
-        torch.manual_seed(seed)
-        model = Prismer(*encoders, config)
-    model.tokenizer = tokenizer()
-    model.transform = checkpoints.image_transform("dinov2-small", size=28)
-    model.freeze("lang_vision")
-    return model
+    return make_prismer(IMAGE, TEXT, tokenizer(), seed=seed, experts=experts, **changes)
 
 
 @pytest.fixture(autouse=True)

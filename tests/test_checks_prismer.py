@@ -12,17 +12,18 @@ import torch
 from torch.nn import functional as F
 
 from mmfusion_lib.checks import prismer as checks
+from mmfusion_lib.checks import prismer_faults as faults
 from mmfusion_lib.decoder import IGNORED
 
 ROOT = Path(__file__).resolve().parents[1]
 EXERCISES = ROOT / "book/exercises"
 PAIRS = {
     "loss": checks.check_loss,
-    "is_sound": checks.check_label_test,
+    "is_sound": faults.check_label_test,
     "first_logits": checks.check_first_logits,
-    "is_same": checks.check_cache_test,
+    "is_same": faults.check_cache_test,
     "scores": checks.check_scores,
-    "is_honest": checks.check_choice_test,
+    "is_honest": faults.check_choice_test,
 }
 
 
@@ -256,12 +257,12 @@ CHOICE = [
 
 def test_what_exercise_6_calls_honest():
     """The published choice: by the test score, and the first epoch is only ever compared with."""
-    faults = {name: fault for name, (fault, _) in checks.CHOICE_FAULTS.items()}
+    found = {name: fault for name, (fault, _) in faults.CHOICE_FAULTS.items()}
     # Validation is best after epoch 0, where the test gives 0.3; the test is best after epoch 1.
-    assert checks.choose(*APART) == (0, 0.3)
-    assert faults["an epoch that is chosen by its test score, as published"](*APART) == (1, 0.8)
+    assert faults.choose(*APART) == (0, 0.3)
+    assert found["an epoch that is chosen by its test score, as published"](*APART) == (1, 0.8)
     # Without epoch 0 the best validation score is 0.7, after epoch 3.
-    assert faults["that the first epoch is never kept, as published"](*APART) == (3, 0.5)
+    assert found["that the first epoch is never kept, as published"](*APART) == (3, 0.5)
 
 
 # --- all ----------------------------------------------------------------------------------------
@@ -312,13 +313,13 @@ def test_an_exception_becomes_a_hint(name):
 def test_no_two_faults_of_the_labels_are_alike():
     """In the batch of the solution; a fault that no batch can show would be unfair."""
     prompts, texts = [[1, 7, 8], [1]], [[5, 6, 1, 2], [9, 2]]
-    packs = [checks.pack, *checks.PACK_FAULTS.values()]
+    packs = [faults.pack, *faults.PACK_FAULTS.values()]
     labels = [tuple(make(prompts, texts)[2].flatten().tolist()) for make in packs]
     assert len(set(labels)) == len(packs)
 
 
 def test_pack_by_hand():
-    ids, mask, labels = checks.pack([[1, 7], [1]], [[5, 2], [2]])
+    ids, mask, labels = faults.pack([[1, 7], [1]], [[5, 2], [2]])
     assert ids.tolist() == [[1, 7, 5, 2], [1, 2, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert labels.tolist() == [[-100, -100, 5, 2], [-100, 2, -100, -100]]

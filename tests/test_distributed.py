@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_train import CONFIG, Points, accuracy, build
@@ -141,11 +141,9 @@ def test_two_processes_have_the_curve_of_one_also_after_a_kill(tmp_path, alone, 
         while not log.exists() or len(log.read_bytes().splitlines()) < 5:
             assert running.poll() is None and time.monotonic() < end
             time.sleep(0.05)
-        ranks = subprocess.run(
-            ["pgrep", "-P", str(running.pid)], capture_output=True, text=True
-        ).stdout.split()
+        ranks = psutil.Process(running.pid).children()
         assert len(ranks) == 2
-        os.kill(int(ranks[1]), signal.SIGKILL)
+        ranks[1].kill()  # SIGKILL
         running.communicate(timeout=60)
     assert running.returncode != 0 and not (tmp_path / "seen0.json").exists()
     with launch(tmp_path, shard) as running:

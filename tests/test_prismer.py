@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfusion_lib import accounting, prismer_cost
+from mmfusion_lib import accounting, prismer_cost, prismer_text
 from mmfusion_lib.data.images import ImageTransform
 from mmfusion_lib.encoders import EncoderConfig, build_encoder
 from mmfusion_lib.errors import InputError
@@ -476,6 +476,29 @@ def test_answer_chooses_among_candidates(reader, tmp_path):
     assert both[0] == answer
 
 
+def test_a_shortlist_of_one_answers_by_the_first_token(reader, tmp_path):
+    path, _ = pictures(tmp_path)
+    answers = ["x", "yz", "k", "abcdefgh"]
+    experts, _ = reader.read(path)
+    latents = reader.eval().encode(experts)
+    ids, mask = prismer_text.prompt_ids(reader.tokenizer, [prismer_text.clean_question("ab")])
+    first = reader.decoder(ids, latents, mask)[0, -1]  # (V,)
+    tokens = [answer[0] for answer in prismer_text.answer_ids(reader.tokenizer, answers)]
+    likely = answers[int(first[torch.tensor(tokens)].argmax())]
+    assert reader.answer(path, "ab", answers, shortlist=1) == likely
+
+
+def test_ranking_is_smoothed_as_training_was(reader):
+    latents, ids = torch.randn(1, 4, 16), torch.tensor([[1, 5]])
+    found = {}
+    for smoothing in (0.0, 0.1):
+        reader.config = replace(reader.config, label_smoothing=smoothing)
+        found[smoothing] = reader.eval().rank(latents, ids, [[5, 2], [7, 2]])
+        told = reader.rank(latents, ids, [[5, 2], [7, 2]], smoothing=smoothing)
+        assert torch.equal(found[smoothing], told)
+    assert not torch.equal(found[0.0], found[0.1])
+
+
 def test_a_free_answer_does_not_depend_on_the_batch(reader, tmp_path):
     path, image = pictures(tmp_path)
     alone = reader.answer(path, "ab", max_length=4)
@@ -492,6 +515,22 @@ def test_answers_do_not_depend_on_the_batch(reader):
     together = reader.rank(latents, ids, choices, attention_mask=mask)[0]
     single = reader.rank(latents[:1], alone, choices, attention_mask=alone_mask)[0]
     torch.testing.assert_close(together, single, atol=1e-5, rtol=1e-5)
+
+
+def test_low_level_suppliers_need_no_label_table(tmp_path, monkeypatch):
+    path, _ = pictures(tmp_path)
+    model = build(experts=("edge",))
+    model.transform = ImageTransform(32, (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr("mmfusion_lib.prismer_input.label_table", None)
+
+    class Lines:
+        name = "edge"
+
+        def __call__(self, images):
+            return [LabelMap("edge", np.zeros(i.size[::-1], np.uint8)) for i in images]
+
+    model.suppliers = [Lines()]
+    assert set(model.read(path)[0]) == {"rgb", "edge"}
 
 
 def test_friendly_errors(reader, tmp_path):

@@ -17,15 +17,14 @@ import pytest
 import torch
 from accelerate import utils as accelerate_utils
 from PIL import Image
+from prismer_maker import make_prismer
 
 from mmfusion_lib import InputError, checkpoints, prismer_training, settings, train
 from mmfusion_lib.data import coco, scene_tasks, scenes, shard_files
 from mmfusion_lib.data.scene_draw import Scene
 from mmfusion_lib.encoder_config import CONFIGS, EncoderConfig
-from mmfusion_lib.encoders import build_encoder
 from mmfusion_lib.experts.labels import LabelMap, write_labels
 from mmfusion_lib.prismer import Prismer
-from mmfusion_lib.prismer_config import PrismerConfig
 from mmfusion_lib.recipes import prismer_paper as recipes
 from mmfusion_lib.recipes import prismer_paper_data as data
 from mmfusion_lib.recipes import prismer_paper_score as scoring
@@ -54,18 +53,7 @@ class Vectors:
 
 def tiny_prismer(name, seed=0, experts=(), image_size=28, **changes) -> Prismer:
     """One layer a side; what is pretrained is the same whatever the seed."""
-    config = PrismerConfig(
-        IMAGE, TEXT, tuple(experts), image_size, num_latents=2, resampler_layers=1
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(99)
-        encoders = build_encoder(IMAGE), build_encoder(TEXT)
-        torch.manual_seed(seed)
-        model = Prismer(*encoders, config)
-    model.tokenizer = tokenizer()
-    model.transform = checkpoints.image_transform("dinov2-small", size=image_size)
-    model.freeze("lang_vision")
-    return model
+    return make_prismer(IMAGE, TEXT, tokenizer(), seed=seed, experts=experts, image_size=image_size)
 
 
 @pytest.fixture(scope="module", autouse=True)

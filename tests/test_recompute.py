@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -59,6 +60,23 @@ def test_the_gradient_stays_and_the_memory_goes():
     assert all(torch.equal(found[name], value) for name, value in gradients.items())
     assert kept(thrifty) < 0.5 * kept(plain)
     assert {n for n, _ in thrifty.named_parameters()} == {n for n, _ in plain.named_parameters()}
+
+
+def test_a_copy_has_weights_of_its_own():
+    model = build().eval()
+    recompute_layers(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model.encode(batch()["experts"])
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+        assert torch.equal(model.encode(batch()["experts"]), before)
+        for parameter in twin.encoder.layers.parameters():
+            parameter.mul_(3)
+        changed = twin.encode(batch()["experts"])
+        for parameter in model.encoder.layers.parameters():
+            parameter.zero_()
+        assert torch.equal(twin.encode(batch()["experts"]), changed)
 
 
 def test_without_gradients_it_is_the_same_model():

@@ -70,6 +70,8 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
     [
         ({}, "reproduced"),  # |0.60 - 0.62| <= 0.03
         ({"tolerance": 0.01}, "not reproduced"),
+        ({"value": None, "tolerance": None, "least": 0.6}, "reproduced"),
+        ({"value": None, "tolerance": None, "least": 0.61}, "not reproduced"),
         ({"result": "a - b"}, "reproduced"),  # the interval lies above 0
         ({"recipe": "absent"}, "pending"),
         ({"recipe": "", "why": "no data"}, "not attempted: no data"),
@@ -193,7 +195,8 @@ def test_committed_claims_point_at_recipes_and_results():
         record = records.load(entry.recipe)
         if record is not None:
             assert record.text(entry.result)
-            assert entry.value is not None or entry.result in record.comparisons, entry.id
+            judged = entry.value is not None or entry.least is not None
+            assert judged or entry.result in record.comparisons, entry.id
 
 
 def test_committed_records_hold_enough_seeds():
@@ -223,7 +226,7 @@ def test_pages_print_only_numbers_that_are_claimed_or_recorded():
 def _known_numbers() -> list[float]:
     found = [0.95]  # the level of every interval
     for entry in records.claims():
-        found += [x for x in (entry.value, entry.tolerance) if x is not None]
+        found += [x for x in (entry.value, entry.tolerance, entry.least) if x is not None]
         found += [float(n) for n in re.findall(r"\d+\.\d+|\d+", entry.claim)]
         found += [float(n) / 100 for n in re.findall(r"(\d+\.?\d*)\s?%", entry.claim)]
     for record in records.load_all():

@@ -4,8 +4,8 @@ Each is one command, such as ``python -m mmfusion_lib run prismer-coco --scale p
 ``accelerate launch``: a step, and the test, are then shared out over the processes. Several nodes need
 ``MMFUSION_DATA`` and ``MMFUSION_CACHE`` on a disk that all see. ``--seeds 0`` is one run, as published.
 
-**Not run by us**: the scale ``paper`` of all four, since the data are not ours to hand on, and anything
-on several GPUs. The scale ``smoke`` runs the same code on a made tree of eight scenes.
+**Not run by us**: the scale ``paper`` of all four, since the data are not ours to hand on, anything on
+several GPUs, and a start from an official file. The scale ``smoke`` runs the same code on a made tree of eight scenes.
 
 Published: pixels, what is frozen, batch, epochs, rates, weight decay, warm-up in steps, AdamW, prompts,
 beams, shortlists, label smoothing, no clipping. Ours differ: cosine to 0 a step (there to 1e-6 in

@@ -22,8 +22,7 @@ from ..data import coco, imagenet, nocaps, vqav2, web_captions
 from ..data.images import open_image
 from ..data.webshards import WebShards
 from ..errors import InputError
-from ..experts import geometry, tensors
-from ..experts.label_map import kind_of
+from ..experts import geometry
 from ..experts.label_table import COCO_STUFF, COCO_THINGS, spoken
 from ..experts.labels import read_labels
 from ..files import digest
@@ -82,8 +81,7 @@ class PaperItems:
         self.tokenizer, self.transform = model.tokenizer, model.transform
         self.experts = model.config.experts
         self.map_size = min(prismer_input.MAP_SIZE, self.transform.size)
-        named = [name for name in self.experts if kind_of(name).semantic]
-        self.tables = dict.fromkeys(named, prismer_input.label_table(model)) if named else {}
+        self.tables = prismer_input.label_tables(model, self.experts)
         self.digest = digest(
             look, task, prompt, self.names, list(self.experts), list(crop or ()),
             self.transform.digest, self.tokenizer.digest,
@@ -154,11 +152,7 @@ class PaperItems:
 
     def seen(self, items: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
         """Items -> their prompts, and the batch of experts as ``Prismer.encode`` takes it."""
-        rgb = [item["rgb"] for item in items]
-        experts: dict[str, Any] = {"rgb": torch.stack(rgb)}  # B x (3, S, S) -> (B, 3, S, S)
-        if self.experts:
-            maps = [item["maps"] for item in items]
-            experts |= tensors.batch(maps, self.map_size, self.tables, self.experts)
+        experts = prismer_input.stack(items, self.map_size, self.tables, self.experts)
         return [item["prompt"] for item in items], experts
 
 
