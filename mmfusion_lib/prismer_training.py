@@ -30,16 +30,18 @@ class PrismerItems:
     """Pictures with the maps of experts, each with a prompt and one or more texts that may follow it.
 
     Args:
-        experts: a batch of all N pictures as ``Prismer.encode`` takes it, with ``"rgb"``.
+        experts: a batch of all U pictures as ``Prismer.encode`` takes it, with ``"rgb"``.
         prompts: N beginnings, or questions; "" for none.
         texts: N lists of texts; one of a list is drawn whenever the item is read.
         tokenizer: of the decoder.
         groups: N names: what a bootstrap draws.
         weights: N weights of the loss, such as how many people gave an answer; None: 1 each.
         max_length: tokens of prompt, text and end mark together.
+        rows: N numbers of pictures; None: N = U and each item has its own.
 
     Raises:
-        InputError: counts differ, an item has no text, or a text is longer than ``max_length``.
+        InputError: counts differ, a picture is not there, an item has no text, or a text is longer than
+            ``max_length``.
     """
 
     def __init__(
@@ -51,14 +53,23 @@ class PrismerItems:
         groups: Sequence[str],
         weights: Tensor | None = None,
         max_length: int = 64,
+        rows: Sequence[int] | None = None,
     ):
-        counts = {"prompts": len(prompts), "texts": len(texts), "groups": len(groups)}
-        for name, count in counts.items():
-            if count != len(experts["rgb"]):
+        count = len(experts["rgb"])
+        places = list(range(count) if rows is None else rows)
+        what = "pictures" if rows is None else "rows"
+        found = {"prompts": len(prompts), "texts": len(texts), "groups": len(groups)}
+        for name, number in found.items():
+            if number != len(places):
                 raise InputError(
-                    f"There are {count} {name} for {len(experts['rgb'])} pictures: give one each."
+                    f"There are {number} {name} for {len(places)} {what}: give one each."
                 )
-        self.pictures = ExpertItems(experts, torch.arange(len(prompts)), groups)
+        if strange := [place for place in places if not 0 <= place < count]:
+            raise InputError(
+                f"An item has picture {strange[0]} of {count}: number them from 0 to {count - 1}."
+            )
+        self.pictures = ExpertItems(experts, torch.arange(count), [""] * count)
+        self.places = places
         self.prompts, self.texts = list(prompts), [list(each) for each in texts]
         self.groups, self.tokenizer = list(groups), tokenizer
         self.weights = torch.ones(len(prompts)) if weights is None else weights
@@ -93,7 +104,7 @@ class PrismerItems:
         labels = padded.masked_fill(mask == 0, IGNORED)
         labels[:prompt] = IGNORED
         return {
-            "experts": self.pictures[i]["experts"],
+            "experts": self.pictures[self.places[i]]["experts"],
             "ids": padded,
             "mask": mask,
             "labels": labels,
@@ -101,22 +112,33 @@ class PrismerItems:
         }
 
     def take(self, rows: Sequence[int]) -> PrismerItems:
-        """Some of the items."""
+        """Some of the items; no picture is copied."""
         return PrismerItems(
-            self.pictures.take(rows).experts,
+            self.pictures.experts,
             [self.prompts[i] for i in rows],
             [self.texts[i] for i in rows],
             self.tokenizer,
             [self.groups[i] for i in rows],
             self.weights[torch.as_tensor(rows)],
+            rows=[self.places[i] for i in rows],
         )
 
     def without(self, experts: Sequence[str]) -> PrismerItems:
         """The same items without the maps of some experts."""
         kept = {k: v for k, v in self.pictures.experts.items() if k not in experts}
         return PrismerItems(
-            kept, self.prompts, self.texts, self.tokenizer, self.groups, self.weights
+            kept,
+            self.prompts,
+            self.texts,
+            self.tokenizer,
+            self.groups,
+            self.weights,
+            rows=self.places,
         )
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The pictures and maps of some items, as ``Prismer.encode`` takes them."""
+        return self.pictures.take([self.places[i] for i in rows]).experts
 
 
 def objective(model: Prismer, batch: Mapping[str, Any]) -> Tensor:
@@ -234,5 +256,5 @@ def _encoded(model: Prismer, items: PrismerItems, batch_size: int):
     model.eval()
     for start in range(0, len(items), batch_size):
         rows = list(range(start, min(start + batch_size, len(items))))
-        batch = items.pictures.take(rows).experts
+        batch = items.batch(rows)
         yield model.encode(tensors.to(batch, device)), rows

@@ -3,6 +3,7 @@
 from . import (
     both_papers,
     entailment,
+    figures_captions,
     figures_depth,
     figures_finetune,
     figures_fusion,
@@ -36,6 +37,8 @@ ALL = (
     prismer_speed.RECIPE,
     prismer_experts.RECIPE,
     prismer_captions.RECIPE,
+    figures_captions.RECIPE,
+    prismer_captions.ABLATIONS,
     groceries_fewshot.RECIPE,
     both_papers.RECIPE,
     pmf_variants.LAYERS,

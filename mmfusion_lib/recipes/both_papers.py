@@ -203,10 +203,9 @@ def logits(model: ExpertPMF, items: Dataset, batch_size: int = 64) -> Tensor:
 
 
 def activations(model: ExpertPMF, items: Dataset, count: int = 8) -> float:
-    """Bytes that a training step keeps for one pair, the mean over a batch of ``count``."""
-    device = next(model.parameters()).device
-    batch = tensors.to(default_collate([items[i] for i in range(count)]), device)
-    model.train()
+    """Bytes that a training step keeps for one pair on the CPU, the mean over ``count`` pairs."""
+    batch = default_collate([items[i] for i in range(count)])
+    model.cpu().train()
     return accounting.saved_activation_bytes(lambda: outputs(model, batch).logits, [model]) / count
 
 

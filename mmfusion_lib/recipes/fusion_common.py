@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoints, pair_training, scene_tuning, train
+from .. import accounting, checkpoints, pair_training, scene_tuning, train
 from ..data import pair_problems, subsets
 from ..data.images import ImageTransform
 from ..data.pairs import Pairs
@@ -22,6 +22,7 @@ from ..encoders import Encoder
 from ..pmf import PMF, PMFConfig
 from ..runs import Settings
 
+MIB = 2**20
 SPLITS = ("train", "validation", "test")
 PAPER_ENCODERS = {
     "image_encoder": "vit-base",
@@ -133,10 +134,18 @@ def test_logits(s: Settings, model: PMF, part: Pairs) -> Tensor:
     return pair_training.logits(model, cached(s, model, part))
 
 
-def two(data: Any) -> dict[str, Tensor]:
-    """The first two items as a batch. Of one item alone, slices would be views that keep all of it."""
+def kept(model: nn.Module, data: Any) -> float:
+    """Activations that a training step of the model keeps for one pair, MiB; measured on the CPU.
+
+    Two items are taken: of one alone, slices would be views that keep all of it.
+    """
     first, second = data[0], data[1]
-    return {name: torch.stack([first[name], second[name]]) for name in first}
+    batch = {name: torch.stack([first[name], second[name]]) for name in first}
+    model.cpu().train()
+    saved = accounting.saved_activation_bytes(
+        lambda: pair_training.outputs(model, batch).logits, [model]
+    )
+    return saved / 2 / MIB
 
 
 def right(scores: Tensor, labels: Tensor) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import accounting, metrics, pair_training
+from .. import metrics
 from ..records import spread
 from ..runs import Recipe, Settings
 from . import entailment
 from . import fusion_common as common
 
-MIB = 2**20
 M = 4  # the length of every prompt, unless it is varied
 NONE = {"query_prompts": 0, "query_context_prompts": 0, "fusion_context_prompts": 0}
 
@@ -48,15 +47,11 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     model, result = common.fit_pmf({**s, **change["settings"]}, int(seed), **change["pmf"])
     test = common.pairs(s, "test")
     scores = common.test_logits({**s, **change["settings"]}, model, test)
-    batch = common.two(common.cached({**s, **change["settings"]}, model, test))
-    model.train()
-    kept = accounting.saved_activation_bytes(
-        lambda: pair_training.outputs(model, batch).logits, [model]
-    )
+    kept = common.kept(model, common.cached({**s, **change["settings"]}, model, test))
     return {
         "hits": common.right(scores, test.labels),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "activations": kept / 2 / MIB,
+        "activations": kept,
         "validation": result.best["accuracy"],
         "seconds": result.seconds,
     }

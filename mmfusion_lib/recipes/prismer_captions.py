@@ -1,19 +1,23 @@
-"""Captions of scenes: Prismer against PrismerZ, at equal training and at equal trainable parameters.
+"""Captions of scenes and answers about them: Prismer against PrismerZ, and Prismer taken apart.
 
-Both learn to list what stands on the table from the same pictures in the same order; Prismer also reads
-the six exact maps. The captions are held against the scenes' graphs: are the things and colours true?
-Then each expert is taken from the trained Prismer, one by one. A template that sees the true graph, with
-a tenth of its facts replaced, says how good good is.
+One model learns both tasks: to list what stands on the table, and to answer balanced questions, of which
+the question alone gives nothing away. Prismer also reads six exact maps. Captions are held against the
+scenes' graphs: are the things and colours true? Then each expert is taken from the trained Prismer, one
+by one. A template that sees the true graph, with a tenth of its facts replaced, says how good good is.
+``ABLATIONS`` changes one part of Prismer at a time: adaptors, resampler, what is frozen.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from .. import (
     caption_metrics,
+    checkpoints,
     files,
     metrics,
     prismer_training,
@@ -23,16 +27,38 @@ from .. import (
     train,
 )
 from ..data import scene_tasks, subsets
-from ..prismer_config import SCENE_EXPERTS
+from ..prismer_config import ENCODERS, SCENE_EXPERTS
+from ..prismer_training import PrismerItems
 from ..records import spread
 from ..runs import Recipe, Settings
-from ..scene_texts import caption_items
+from ..scene_texts import scene_items
+from ..trainable import freeze
 
-# Way -> experts, and what else differs. "wide" has adaptors so wide that it trains as much as Prismer.
+# Way -> experts, what else of the model differs, parts that do not train, the freeze mode.
+Way = dict[str, Any]
+
+
+def way(experts: tuple[str, ...] = SCENE_EXPERTS, frozen: str = "", mode: str = "lang_vision",
+        **changes: Any) -> Way:  # fmt: skip
+    """One way; ``frozen`` is part of the names of parameters that do not train."""
+    return {"experts": experts, "changes": changes, "frozen": frozen, "mode": mode}
+
+
+# "wide" has adaptors so wide that it trains as much as Prismer.
 WAYS = {
-    "prismer": {"experts": SCENE_EXPERTS, "changes": {}},
-    "prismerz": {"experts": (), "changes": {}},
-    "prismerz-wide": {"experts": (), "changes": {"adaptor_bottleneck": 1046}},
+    "prismer": way(),
+    "prismerz": way(()),
+    "prismerz-wide": way((), adaptor_bottleneck=1046),
+}
+PARTS = {
+    "as published here": way(),
+    "no adaptors": way(frozen="adaptor"),  # they start as the identity, and stay it
+    "adaptors from far": way(adaptor_near_zero=False),  # drawn as the official code draws them
+    "resampler as drawn": way(frozen="resampler"),
+    "2 resampler layers": way(resampler_layers=2),
+    "4 latents": way(num_latents=4),
+    "64 latents": way(num_latents=64),
+    "nothing frozen": way(mode="none"),
 }
 SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
 
@@ -43,20 +69,21 @@ def units(s: Settings) -> list[str]:
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
-    """Train one way; its captions of the test scenes, also without each expert."""
-    seed, _, way = unit.partition("-")
-    model, result = trained(s, way, int(seed))
-    items, _ = data(s, "test", way, model)
-    written = {"all": write(s, model, items)}
-    if way == "prismer":
-        for removed in s["ways"][way]["experts"]:
-            written[removed] = write(s, model, items.without([removed]))
-        written["none"] = write(s, model, items.without(SCENE_EXPERTS))
-    if way == "prismer":
-        name = f"scene-captioner-{files.digest(s)[:8]}-{seed}"
-        scene_captioner.save(model, settings.cache_root() / "weights" / name, {"unit": unit})
+    """Train one way; its captions of test scenes and its answers, also without each expert."""
+    seed, _, name = unit.partition("-")
+    model, result = trained(s, name, int(seed))
+    experts = s["ways"][name]["experts"]
+    items, _, asked = data(s, "test", experts)
+    removed = {"all": ()}
+    if s["take_away"] and experts:
+        removed |= {expert: (expert,) for expert in experts} | {"any": experts}
+    cases = {case: items.without(away) for case, away in removed.items()}
+    if name == "prismer":
+        file = f"scene-captioner-{files.digest(s)[:8]}-{seed}"
+        scene_captioner.save(model, settings.cache_root() / "weights" / file, {"unit": unit})
     return {
-        "captions": written,
+        "captions": {case: write(s, model, each) for case, each in cases.items()},
+        "answers": {case: answer(s, model, each, asked) for case, each in cases.items()},
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "losses": result.losses[:: s["every"]],
         "validation": [row["loss"] for row in result.validations],
@@ -67,76 +94,119 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     }
 
 
-def trained(s: Settings, way: str, seed: int) -> tuple[Any, train.TrainResult]:
-    """The captioner of one way, trained on the subset that ``seed`` draws."""
-    chosen = s["ways"][way]
+def trained(s: Settings, name: str, seed: int) -> tuple[Any, train.TrainResult]:
+    """The model of one way, trained on the subset that ``seed`` draws; its best epoch is kept."""
+    chosen = s["ways"][name]
     model = scene_captioner.build(
         chosen["experts"], seed, image=s["image_layers"], text=s["text_layers"], **chosen["changes"]
     )
-    items, _ = data(s, "train", way, model)
+    if chosen["mode"] == "none":
+        for layer in (*model.encoder.layers, *model.decoder.layers):
+            layer.block.requires_grad_(True)
+    if chosen["frozen"]:
+        parts = [part for key, part in model.named_modules() if key.endswith(chosen["frozen"])]
+        for part in parts:
+            freeze(part)
+    items, *_ = data(s, "train", chosen["experts"])
     drawn = subsets.stratified([0] * len(items), round(s["share"] * len(items)), seed)
-    validation, _ = data(s, "validation", way, model)
+    validation, *_ = data(s, "validation", chosen["experts"])
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        return {"loss": prismer_training.mean_loss(model, validation)}
+        return {"loss": prismer_training.mean_loss(model, validation, 64)}
 
-    config = train.TrainConfig(seed=seed, **s["train"])
+    config = train.TrainConfig(seed=seed, select="loss", select_lowest=True, **s["train"])
     objective = prismer_training.objective
     return model, train.fit(model, items.take(drawn), objective, config, validate=validate)
 
 
-def data(s: Settings, split: str, way: str, model: Any) -> tuple[Any, list[dict]]:
-    """The scenes of a split with the maps of a way."""
-    experts = s["ways"][way]["experts"]
-    return caption_items(split, s["count"][split], model.transform, model.tokenizer, experts)
+def data(
+    s: Settings, split: str, experts: tuple[str, ...]
+) -> tuple[PrismerItems, list[dict], list[dict]]:
+    """Captions and questions of a split with the maps of some experts, the graphs, the questions."""
+    items, graphs, asked = _loaded(split, s["count"][split], s["questions"][split])
+    return items.without([e for e in SCENE_EXPERTS if e not in experts]), graphs, asked
 
 
-def write(s: Settings, model: Any, items: Any) -> list[str]:
-    """Captions of all items by beam search, as published."""
-    return prismer_training.captions(model, items, num_beams=s["beams"])
+@lru_cache(maxsize=3)
+def _loaded(split: str, count: int, limit: int) -> tuple[PrismerItems, list[dict], list[dict]]:
+    image, text = ENCODERS["small"]
+    given = checkpoints.image_transform(image, size=112), checkpoints.load_tokenizer(text)
+    return scene_items(split, count, *given, SCENE_EXPERTS, limit=limit)
+
+
+def write(s: Settings, model: Any, items: PrismerItems) -> list[str]:
+    """Captions of the first test scenes by beam search, as published."""
+    part = items.take(range(s["captioned"]))
+    return prismer_training.captions(model, part, 64, num_beams=s["beams"])
+
+
+def answer(s: Settings, model: Any, items: PrismerItems, asked: list[dict]) -> list[str]:
+    """The best of all answers that the test questions have, for each question, by ranking."""
+    if not asked:
+        return []
+    part = items.take(range(s["count"]["test"], len(items)))
+    return prismer_training.answers(model, part, sorted({row["answer"] for row in asked}), 64)
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
-    """Truth of the captions by way; without each expert; paired intervals over scenes and seeds."""
-    import json
-
-    from ..data import scenes
-
-    table = scenes.load("test", s["count"]["test"])
-    graphs = [json.loads(text) for text in table["graph"]]
+    """Truth of captions and answers by way; without each expert; paired intervals over scenes, seeds."""
+    _, graphs, asked = _loaded("test", s["count"]["test"], s["questions"]["test"])
+    graphs = graphs[: s["captioned"]]
     references = [scene_tasks.captions(graph) for graph in graphs]
     runs = {way: [done[f"{seed}-{way}"] for seed in s["seeds"]] for way in s["ways"]}
-    written = {way: [run["captions"]["all"] for run in rows] for way, rows in runs.items()}
+    cases = {
+        way if case == "all" else f"without {case}": (rows, case)
+        for way, rows in runs.items()
+        for case in rows[0]["captions"]
+    }
+    written = {
+        name: [run["captions"][case] for run in rows] for name, (rows, case) in cases.items()
+    }
     written["template"] = [
         [scene_truth.template(graph, 0.1, seed) for graph in graphs] for seed in s["seeds"]
     ]
-    for expert in (*SCENE_EXPERTS, "none"):
-        if all(expert in run["captions"] for run in runs["prismer"]):
-            written[f"without {expert}"] = [run["captions"][expert] for run in runs["prismer"]]
-    written["all experts left out"] = written.pop("without none")
-
-    results, f1 = {}, {}
-    for way, rows in written.items():
+    results, f1, hits = {}, {}, {}
+    for name, rows in written.items():
         judged = [scene_truth.score(texts, graphs) for texts in rows]
-        for name in SHOWN:
-            unit = "share" if name == "hallucination" else "F1"
-            results[f"{way}-{name}"] = spread([each[name] for each in judged], unit)
+        for kind in SHOWN:
+            unit = "share" if kind == "hallucination" else "F1"
+            results[f"{name}-{kind}"] = spread([each[kind] for each in judged], unit)
         cider = [caption_metrics.cider(texts, references).corpus for texts in rows]
-        results[f"{way}-cider"] = spread(cider, "CIDEr-D")
-        f1[way] = torch.stack(
+        results[f"{name}-cider"] = spread(cider, "CIDEr-D")
+        f1[name] = torch.stack(
             [scene_truth.f1(scene_truth.truths(texts, graphs)) for texts in rows]
         )  # (S, N)
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(asked):
+        kinds[row["type"]].append(number)
+    for name, (rows, case) in cases.items() if asked else ():
+        said = [run["answers"][case] for run in rows]
+        hits[name] = torch.tensor(
+            [[a == row["answer"] for a, row in zip(each, asked)] for each in said]
+        ).double()  # (S, Q)
+        results[f"{name}-answers"] = spread(hits[name].mean(1).tolist())
+        for kind, numbers in kinds.items():
+            found = hits[name][:, numbers].mean(1).tolist()
+            results[f"{name}-answers-{kind}"] = spread(found)
     for way, rows in runs.items():
         results[f"{way}-trainable"] = spread([run["trainable"] for run in rows], "count")
         results[f"{way}-seconds"] = spread([run["seconds"] for run in rows], "seconds")
         results[f"{way}-data-wait"] = spread([run["data_wait_share"] for run in rows], "share")
-    pairs = [("prismer", other) for other in f1 if other != "prismer"]
+        rates = [run["samples_per_second"] for run in rows]
+        results[f"{way}-rate"] = spread(rates, "samples per second")
+    first = next(iter(s["ways"]))
+    scenes_of = [graph["id"] for graph in graphs], [row["scene"] for row in asked]
+    comparisons = {
+        f"{first} - {other}{what}": metrics.paired_bootstrap(
+            values[first], values[other], groups
+        )._asdict()
+        for values, groups, what in ((f1, scenes_of[0], ""), (hits, scenes_of[1], " answers"))
+        for other in values
+        if other != first
+    }
     return {
         "results": results,
-        "comparisons": {
-            f"{a} - {b}": metrics.paired_bootstrap(f1[a], f1[b], table["id"])._asdict()
-            for a, b in pairs
-        },
+        "comparisons": comparisons,
         "curves": {
             f"{way} loss": {
                 "x": [s["every"] * i + 1 for i in range(len(rows[0]["losses"]))],
@@ -151,39 +221,73 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
 LAB = {
     "seeds": [0, 1, 2],
     "ways": WAYS,
-    "count": {"train": 3600, "validation": 100, "test": 200},
+    "take_away": True,
+    "count": {"train": 6000, "validation": 200, "test": 1000},
+    "questions": {"train": 1500, "validation": 40, "test": 150},  # at most, of each type
+    "captioned": 400,  # test scenes
     "share": 0.9,
     "image_layers": 8,
     "text_layers": 3,
     "beams": 3,
     "every": 25,
-    "train": {"epochs": 1, "batch_size": 16, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.2},
+    "train": {
+        "epochs": 8,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "warmup": 0.1,
+        "precision": "bf16",
+    },
 }
+SMOKE = {
+    **LAB,
+    "seeds": [0],
+    "count": {"train": 20, "validation": 4, "test": 4},
+    "questions": {"train": 0, "validation": 0, "test": 0},
+    "captioned": 4,
+    "image_layers": 1,
+    "text_layers": 1,
+    "beams": 1,
+    "every": 1,
+    "train": {**LAB["train"], "epochs": 1, "batch_size": 8, "precision": "no"},
+}
+PAPER = {
+    **LAB,
+    "count": {"train": 60_000, "validation": 1000, "test": 5000},
+    "questions": {"train": 15_000, "validation": 150, "test": 600},
+    "captioned": 5000,
+    "train": {**LAB["train"], "epochs": 10, "batch_size": 64},
+}
+SHORT = {**LAB["train"], "epochs": 3}
 
 RECIPE = Recipe(
     name="prismer-captions",
-    title="Captions of scenes, held against the truth: Prismer and PrismerZ",
+    title="Captions of scenes and answers, held against the truth: Prismer and PrismerZ",
+    chapter="05",
+    scales={
+        "smoke": {**SMOKE, "ways": {way: WAYS[way] for way in ("prismer", "prismerz")}},
+        "lab": LAB,
+        "paper": PAPER,
+    },
+    minutes={"smoke": 0.5, "lab": 2400, "paper": 30_000},
+    units=units,
+    run_unit=run_unit,
+    summarise=summarise,
+)
+ABLATIONS = Recipe(
+    name="prismer-parts",
+    title="Prismer taken apart: adaptors, resampler, what is frozen",
     chapter="05",
     scales={
         "smoke": {
-            **LAB,
-            "seeds": [0],
-            "ways": {way: WAYS[way] for way in ("prismer", "prismerz")},
-            "count": {"train": 20, "validation": 4, "test": 4},
-            "image_layers": 1,
-            "text_layers": 1,
-            "beams": 1,
-            "every": 1,
-            "train": {**LAB["train"], "epochs": 1, "batch_size": 8},
+            **SMOKE,
+            "take_away": False,
+            "ways": {way: PARTS[way] for way in ("as published here", "no adaptors")},
         },
-        "lab": LAB,
-        "paper": {
-            **LAB,
-            "count": {"train": 60_000, "validation": 1000, "test": 5000},
-            "train": {**LAB["train"], "epochs": 10, "batch_size": 64, "precision": "bf16"},
-        },
+        "lab": {**LAB, "take_away": False, "ways": PARTS, "train": SHORT},
+        "paper": {**PAPER, "take_away": False, "ways": PARTS},
     },
-    minutes={"smoke": 0.5, "lab": 120, "paper": 300},
+    minutes={"smoke": 0.5, "lab": 2400, "paper": 80_000},
     units=units,
     run_unit=run_unit,
     summarise=summarise,

@@ -3,6 +3,8 @@
 Nothing depends on a seed or on data. Parameters are counted on the meta device and by formula, which must
 agree; a model's total with experts adds the six expert networks of the paper's Table 1. Saved
 activations are those of one picture with six maps, random weights, float32.
+
+Where there is a GPU, whole training steps follow at the paper's sizes: ``prismer_cost_steps``.
 """
 
 from __future__ import annotations
@@ -20,20 +22,27 @@ from ..records import spread
 from ..runs import Recipe, Settings
 from ..stems import channels_of, stem_of
 from ..trainable import freeze
+from .prismer_cost_steps import Shape, measure
 
 MILLION, MIB = 1e6, 2**20
 FINE_TUNED = {"base": 480, "large": 476}  # pixels; of 480, patches of 14 fill 476
 
 
 def units(s: Settings) -> list[str]:
-    """Counting, then measuring."""
-    return ["parameters", *(f"activations-{name}" for name in s["measured"])]
+    """Counting, then measuring; and whole steps on a GPU."""
+    found = ["parameters", *(f"activations-{name}" for name in s["measured"])]
+    if torch.cuda.is_available():
+        found += [f"steps-{Shape(*shape).name}" for shape in s["steps"]]
+    return found
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, float]:
     """Numbers by name."""
     if unit == "parameters":
         return _parameters(s)
+    if unit.startswith("steps-"):
+        [shape] = [x for x in (Shape(*row) for row in s["steps"]) if unit == f"steps-{x.name}"]
+        return measure(shape, s["text_length"], "cuda")
     name = unit.removeprefix("activations-")
     config = named_prismer(name)
     free, frozen = (_activations(config, s["map_size"], frozen) for frozen in (False, True))
@@ -85,15 +94,22 @@ def _activations(config: PrismerConfig, size: int, frozen: bool) -> int:
     return accounting.saved_activation_bytes(lambda: encoder(experts), [encoder])
 
 
+UNITS = {
+    "activations": "MiB per sample",
+    "free": "ratio",
+    "measured": "ratio",
+    "peak": "GiB",
+    "step": "ms",
+    "rate": "pictures per second",
+}
+
+
 def summarise(s: Settings, done: dict[str, dict[str, float]]) -> dict[str, Any]:
     """One value a name."""
     results = {}
     for numbers in done.values():
         for name, value in numbers.items():
-            ratio = name.endswith(("free", "measured"))
-            unit = "ratio" if ratio else "MiB per sample"
-            if not name.endswith("activations") and not ratio:
-                unit = "millions"
+            unit = UNITS.get(name.rsplit("-", 1)[-1], "millions")
             results[name] = spread([value], unit)
     return {"results": results}
 
@@ -103,14 +119,24 @@ _PAPER = {
     "expert_millions": 654,  # of the paper's Table 1, summed
     "measured": ["prismer-base"],
     "map_size": 224,
+    "text_length": 30,  # tokens: the longest caption
+    "steps": [  # model, pixels, batch, what is frozen, with activation checkpointing
+        ["prismer-base", 224, 32, "lang_vision", False],
+        ["prismer-base", 224, 32, "lang_vision", True],
+        ["prismer-base", 224, 64, "lang_vision", False],
+        ["prismer-base", 224, 64, "lang_vision", True],
+        ["prismer-large", 224, 64, "lang_vision", False],
+        ["prismer-large", 224, 64, "lang_vision", True],
+        ["prismer-base", 480, 16, "vision", False],
+    ],
 }
 
 RECIPE = Recipe(
     name="prismer-cost",
-    title="Parameters and saved activations of Prismer",
+    title="Parameters, saved activations and training steps of Prismer",
     chapter="04",
-    scales={"smoke": {**_PAPER, "measured": []}, "lab": _PAPER, "paper": _PAPER},
-    minutes={"smoke": 0.2, "lab": 1, "paper": 1},
+    scales={"smoke": {**_PAPER, "measured": [], "steps": []}, "lab": _PAPER, "paper": _PAPER},
+    minutes={"smoke": 0.2, "lab": 2, "paper": 2},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
