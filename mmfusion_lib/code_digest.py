@@ -160,8 +160,14 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+def _is_nothing(piece: ast.AST) -> bool:
+    return isinstance(piece, ast.Constant) and piece.value == ""
+
+
 def _plain(value: Any) -> Any:
-    """A node as nested lists. Empty fields are left out, so all versions of Python agree."""
+    """A node as nested lists. What is empty is left out, so all versions of Python agree."""
+    if isinstance(value, ast.JoinedStr):  # Python 3.12 puts "" behind a nested f-string
+        value = ast.JoinedStr([v for v in value.values if not _is_nothing(v)])
     if isinstance(value, ast.AST):
         fields = [(name, v) for name, v in ast.iter_fields(value) if v is not None and v != []]
         return [type(value).__name__, *([name, _plain(v)] for name, v in fields)]

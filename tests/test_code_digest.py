@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mmfusion_lib import runs
+from mmfusion_lib import code_digest, runs
 from mmfusion_lib.code_digest import library_digest, reached
 
 RECIPE = "mmfusion_lib.recipes.toy"
@@ -223,3 +224,15 @@ def test_the_modules_of_every_recipe_are_read_and_bookkeeping_is_not():
 def test_a_recipe_outside_the_package_reaches_nothing():
     parts = SimpleNamespace(units=print, run_unit=Package, summarise=Package)
     assert runs.code_digest(parts) == library_digest([], Path("."))
+
+
+def test_an_empty_piece_of_an_f_string_does_not_count():
+    """Python 3.12 puts one behind a nested f-string, Python 3.11 does not."""
+    node = ast.parse("f'{a:<{w}} {b}'").body[0].value
+    spec = node.values[0].format_spec  # '<', {w}
+    spec.values = [v for v in spec.values if not isinstance(v, ast.Constant) or v.value]
+    plain = code_digest._plain(node)
+    spec.values.append(ast.Constant(""))
+    assert code_digest._plain(node) == plain
+    spec.values[-1] = ast.Constant("x")
+    assert code_digest._plain(node) != plain

@@ -235,13 +235,13 @@ LAB = {
     "ways": ["mean", "probe", "prismer", "tuned"],
     "tuned_shots": [1, 16],
     "image_layers": 8,
-    "image_size": 112,
+    "image_size": 224,
     "text_layers": 3,
     "freeze": "lang_vision",
-    "seen": 16,  # of 64 tokens, at a time, in training
+    "seen": 64,  # of 256 tokens, at a time, in training
     "shortlist": 16,
     "smoothing": 0.1,
-    "prismer": {"steps": 100, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
+    "prismer": {"steps": 900, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
     "tuned_blocks": 2,
     "tuned": {"steps": 100, "batch_size": 16, "lr": 3e-4, "weight_decay": 0.05, "warmup": 0.1},
 }
