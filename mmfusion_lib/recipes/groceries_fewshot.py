@@ -241,7 +241,7 @@ LAB = {
     "seen": 64,  # of 256 tokens, at a time, in training
     "shortlist": 16,
     "smoothing": 0.1,
-    "prismer": {"steps": 900, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "warmup": 0.1},
+    "prismer": {"steps": 300, "batch_size": 16, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1},
     "tuned_blocks": 2,
     "tuned": {"steps": 100, "batch_size": 16, "lr": 3e-4, "weight_decay": 0.05, "warmup": 0.1},
 }
