@@ -67,6 +67,8 @@ class Record:
         r = self.results[name]
         if r["unit"] == "parameters":
             return f"{r['mean']:,.0f}"
+        if r["unit"] == "learning rate":  # chosen anew by each seed
+            return ", ".join(dict.fromkeys(f"{value:g}" for value in r["values"]))
         spread = f" ± {r['std']:.3f}" if len(r["values"]) > 1 else ""
         return f"{r['mean']:.3f}{spread}"
 

@@ -176,7 +176,7 @@ def write_examples(scale: str = "lab", path: Path | None = None) -> Path:
 
 
 MEASURED = {
-    "trainable": "count",
+    "trainable": "parameters",
     "seconds": "seconds",
     "samples_per_second": "samples per second",
     "data_wait_share": "share",

@@ -189,7 +189,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             found = hits[name][:, numbers].mean(1).tolist()
             results[f"{name}-answers-{kind}"] = spread(found)
     for way, rows in runs.items():
-        results[f"{way}-trainable"] = spread([run["trainable"] for run in rows], "count")
+        results[f"{way}-trainable"] = spread([rows[0]["trainable"]], "parameters")
         results[f"{way}-seconds"] = spread([run["seconds"] for run in rows], "seconds")
         results[f"{way}-data-wait"] = spread([run["data_wait_share"] for run in rows], "share")
         rates = [run["samples_per_second"] for run in rows]
