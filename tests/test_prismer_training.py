@@ -174,3 +174,21 @@ def test_the_wide_way_trains_as_many_parameters_as_prismer():
     wide = trained("prismerz-wide")
     step = trained("prismerz-wide", adaptor_bottleneck=width + 1) - wide
     assert abs(trained("prismer") - wide) <= step / 2
+
+
+def test_several_texts_of_one_picture(tokenizer):
+    """Three texts of two pictures: the last is of the first, and no picture is copied."""
+    pictures = {"rgb": torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 3, 16, 16)}
+    given = [""] * 3, [["a"], ["b"], ["c"]], tokenizer, ["0", "1", "0"]
+    data = PrismerItems(pictures, *given, rows=[0, 1, 0])
+    seen = [float(data[i]["experts"]["rgb"][0, 0, 0]) for i in range(3)]
+    assert seen == [0.0, 1.0, 0.0]
+    part = data.take([2, 1])
+    assert [float(part[i]["experts"]["rgb"][0, 0, 0]) for i in range(2)] == [0.0, 1.0]
+    assert part.pictures.experts["rgb"].data_ptr() == pictures["rgb"].data_ptr()
+    assert part.batch([1])["rgb"].unique().tolist() == [1.0]
+    assert [float(x["experts"]["rgb"][0, 0, 0]) for x in (part.without(["depth"])[0],)] == [0.0]
+    with pytest.raises(InputError, match="picture 2 of 2"):
+        PrismerItems(pictures, *given, rows=[0, 2, 0])
+    with pytest.raises(InputError, match="3 prompts for 2 rows"):
+        PrismerItems(pictures, *given, rows=[0, 1])

@@ -212,7 +212,7 @@ def activations(model: ExpertPMF, items: Dataset, count: int = 8) -> float:
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of each way, in all and by family, its cost, and intervals over scenes and seeds."""
     _, part, kinds = questions("test", s["count"]["test"])
-    results = {"text alone, at best": spread([text_alone(part)])}
+    results = {"text alone, at best": spread([text_alone(part)], "bound")}
     hits, curves = {}, {}
     for way in s["ways"]:
         runs = [done[f"{seed}-{way}"] for seed in s["seeds"]]

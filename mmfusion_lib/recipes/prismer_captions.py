@@ -27,6 +27,7 @@ from .. import (
     train,
 )
 from ..data import scene_tasks, subsets
+from ..prismer import Prismer
 from ..prismer_config import ENCODERS, SCENE_EXPERTS
 from ..prismer_training import PrismerItems
 from ..records import spread
@@ -52,7 +53,7 @@ WAYS = {
 }
 PARTS = {
     "as published here": way(),
-    "no adaptors": way(frozen="adaptor"),  # they start as the identity, and stay it
+    "no adaptors": way(frozen="adaptor"),  # they start near the identity, and stay there
     "adaptors from far": way(adaptor_near_zero=False),  # drawn as the official code draws them
     "resampler as drawn": way(frozen="resampler"),
     "2 resampler layers": way(resampler_layers=2),
@@ -94,22 +95,12 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     }
 
 
-def trained(s: Settings, name: str, seed: int) -> tuple[Any, train.TrainResult]:
+def trained(s: Settings, name: str, seed: int) -> tuple[Prismer, train.TrainResult]:
     """The model of one way, trained on the subset that ``seed`` draws; its best epoch is kept."""
-    chosen = s["ways"][name]
-    model = scene_captioner.build(
-        chosen["experts"], seed, image=s["image_layers"], text=s["text_layers"], **chosen["changes"]
-    )
-    if chosen["mode"] == "none":
-        for layer in (*model.encoder.layers, *model.decoder.layers):
-            layer.block.requires_grad_(True)
-    if chosen["frozen"]:
-        parts = [part for key, part in model.named_modules() if key.endswith(chosen["frozen"])]
-        for part in parts:
-            freeze(part)
-    items, *_ = data(s, "train", chosen["experts"])
+    model, experts = build(s, name, seed), s["ways"][name]["experts"]
+    items, *_ = data(s, "train", experts)
     drawn = subsets.stratified([0] * len(items), round(s["share"] * len(items)), seed)
-    validation, *_ = data(s, "validation", chosen["experts"])
+    validation, *_ = data(s, "validation", experts)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         return {"loss": prismer_training.mean_loss(model, validation, 64)}
@@ -117,6 +108,21 @@ def trained(s: Settings, name: str, seed: int) -> tuple[Any, train.TrainResult]:
     config = train.TrainConfig(seed=seed, select="loss", select_lowest=True, **s["train"])
     objective = prismer_training.objective
     return model, train.fit(model, items.take(drawn), objective, config, validate=validate)
+
+
+def build(s: Settings, name: str, seed: int) -> Prismer:
+    """The model of one way before training."""
+    chosen = s["ways"][name]
+    model = scene_captioner.build(
+        chosen["experts"], seed, image=s["image_layers"], text=s["text_layers"], **chosen["changes"]
+    )
+    if chosen["mode"] == "none":
+        for layer in (*model.encoder.layers, *model.decoder.layers):
+            layer.block.requires_grad_(True)
+    parts = [part for key, part in model.named_modules() if key.endswith(chosen["frozen"])]
+    for part in parts if chosen["frozen"] else ():
+        freeze(part)
+    return model
 
 
 def data(

@@ -1,0 +1,126 @@
+"""Captions and answers on scenes: the items, what each way trains, and the recipe's summary."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from scene_maker import graph, thing
+
+from mmfusion_lib import checkpoints, scene_captioner, scene_texts
+from mmfusion_lib.recipes import prismer_captions as recipe
+
+GRAPHS = [
+    graph(thing("mug", "red"), name="test-000000"),
+    graph(thing("ball", "blue"), name="test-000001"),
+]
+ASKED = [  # of the second scene, then of the first
+    {"scene": "test-000001", "index": 1, "question": "Which?", "answer": "blue", "type": "colour"},
+    {"scene": "test-000000", "index": 0, "question": "What?", "answer": "mug", "type": "kind"},
+]
+
+
+@pytest.fixture
+def two_scenes(monkeypatch):
+    """Two made scenes in place of rendered ones; the picture of each is its number."""
+    table = {"graph": [json.dumps(g) for g in GRAPHS], "id": [g["id"] for g in GRAPHS]}
+    pictures = {"rgb": torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 3, 16, 16)}
+    monkeypatch.setattr(scene_texts.scenes, "load", lambda split, count: table)
+    monkeypatch.setattr(scene_texts.scene_batch, "batch", lambda *given, **options: pictures)
+    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: ASKED)
+
+
+def test_questions_stand_behind_captions_and_share_their_pictures(two_scenes):
+    tokenizer = checkpoints.load_tokenizer()
+    items, graphs, asked = scene_texts.scene_items("test", 2, None, tokenizer)
+    assert (graphs, asked) == (GRAPHS, ASKED)
+    assert items.prompts == ["A picture of", "A picture of", "Which?", "What?"]
+    assert items.texts[2:] == [["blue"], ["mug"]]
+    assert items.groups == ["test-000000", "test-000001", "test-000001", "test-000000"]
+    numbers = [float(items[i]["experts"]["rgb"][0, 0, 0]) for i in range(4)]
+    assert numbers == [0, 1, 1, 0]
+    captions, _ = scene_texts.caption_items("test", 2, None, tokenizer)
+    assert captions.texts == items.texts[:2]
+
+
+def made(**changes):
+    """Small settings."""
+    return {**recipe.RECIPE.scales["smoke"], "ways": recipe.PARTS, **changes}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    sizes = {**scene_captioner.SIZES, "image": 1, "text": 1, "adaptor_bottleneck": 8}
+    monkeypatch.setattr(scene_captioner, "SIZES", sizes)
+
+
+def trains(way: str) -> set[str]:
+    """Names of what trains, the number of a layer left out."""
+    model = recipe.build(made(), way, seed=0)
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_ablations_change_what_trains_where_they_say(small):
+    reference = trains("as published here")
+    assert any("adaptor" in name for name in reference)
+    assert not any(".block." in name for name in reference)
+    gone = {"no adaptors": "adaptor", "resampler as drawn": "resampler"}
+    for way, part in gone.items():
+        assert trains(way) == {name for name in reference if part not in name}
+    free = trains("nothing frozen")
+    assert reference < free
+    assert all(".block." in name for name in free - reference)
+    for kept in ("decoder.words.weight", "encoder.positions"):
+        assert kept not in free
+
+
+def test_adaptors_that_do_not_train_stay_near_the_identity(small):
+    layer = recipe.build(made(), "no adaptors", seed=0).encoder.layers[0]
+    tokens = torch.randn(1, 3, layer.adaptor.up.weight.shape[0])
+    assert torch.allclose(layer.adaptor(tokens), tokens, atol=0.02)
+
+
+def run(captions: list[str], answers: list[str], **others) -> dict:
+    """The result of a unit that nobody trained."""
+    cases = {"all": (captions, answers), **others}
+    return {
+        "captions": {case: given[0] for case, given in cases.items()},
+        "answers": {case: given[1] for case, given in cases.items()},
+        "trainable": 5,
+        "losses": [2.0, 1.0],
+        "seconds": 1.0,
+        "samples_per_second": 8.0,
+        "data_wait_share": 0.0,
+    }
+
+
+def test_the_summary_follows_from_the_units(two_scenes):
+    s = made(
+        ways={"prismer": {}, "prismerz": {}}, seeds=[0], captioned=2, every=10,
+        count={"test": 2}, questions={"test": 5},
+    )  # fmt: skip
+    recipe._loaded.cache_clear()
+    true, wrong = ["A red mug on a table.", "A blue ball on a table."], ["A blue tree."] * 2
+    done = {
+        "0-prismer": run(true, ["blue", "mug"], any=(wrong, ["blue", "ball"])),
+        "0-prismerz": run(wrong, ["red", "mug"]),
+    }
+    try:
+        found = recipe.summarise(s, done)
+    finally:
+        recipe._loaded.cache_clear()
+    results = {name: value["mean"] for name, value in found["results"].items()}
+    assert results["prismer-objects_f1"] == results["prismer-colours_f1"] == 1
+    assert results["prismerz-objects_f1"] == 0
+    assert results["prismerz-hallucination"] == 1
+    assert results["prismer-answers"] == 1
+    assert results["prismerz-answers"] == results["without any-answers"] == 0.5
+    assert results["prismerz-answers-colour"] == 0
+    assert results["prismerz-answers-kind"] == 1
+    assert set(found["comparisons"]) >= {
+        "prismer - prismerz", "prismer - template", "prismer - without any",
+        "prismer - prismerz answers", "prismer - without any answers",
+    }  # fmt: skip
+    assert found["comparisons"]["prismer - prismerz answers"]["difference"] == 0.5
+    assert found["curves"]["prismer loss"]["x"] == [1, 11]
