@@ -40,10 +40,14 @@ def draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
 
 
 def silence(encoder: PrismerEncoder) -> PrismerEncoder:
-    """Make the adaptors of the vision side the identity, in place: their second map becomes 0."""
+    """Make the adaptors of the vision side the identity, in place: all that was drawn in them becomes 0.
+
+    So the encoder is the same for all seeds, and its tokens are computed once.
+    """
     for layer in encoder.layers:
-        nn.init.zeros_(layer.adaptor.up.weight)
-        nn.init.zeros_(layer.adaptor.up.bias)
+        for part in (layer.adaptor.down, layer.adaptor.up):
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
     return encoder
 
 
