@@ -61,6 +61,9 @@ def test_silent_adaptors_leave_the_image_encoder_as_it_was(model):
     assert not torch.allclose(model.encode({"rgb": pixels}), expected)
     fewshot.silence(model.encoder)
     torch.testing.assert_close(model.encode({"rgb": pixels}), expected)
+    adaptors = [layer.adaptor for layer in model.encoder.layers]
+    drawn = [part for adaptor in adaptors for part in (adaptor.down, adaptor.up)]
+    assert not any(p.any() for part in drawn for p in part.parameters())  # no seed is left
 
 
 def test_tokens_from_the_cache_are_those_of_encode(cache, model):
