@@ -12,6 +12,7 @@ anew for each item and epoch, which stands in for the random crops of pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,37 @@ class VisionTokens(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L, D)."""
         return self.encoder({"rgb": pixels})
+
+
+def middle(tokens: Tensor, side: int) -> Tensor:
+    """The patches in the middle of pictures: (N, r * r, D) -> (N, side * side, D); a CLS token stays first.
+
+    Raises:
+        InputError: ``side`` is not in 1..r.
+    """
+    rows = math.isqrt(tokens.shape[1])
+    if not 1 <= side <= rows:
+        raise InputError(f"middle={side} of {rows} patches a side: use 1 to {rows}.")
+    first, low = tokens.shape[1] - rows * rows, (rows - side) // 2
+    grid = torch.arange(rows * rows).view(rows, rows)[low : low + side, low : low + side]
+    kept = torch.cat([torch.arange(first), first + grid.flatten()])
+    return tokens[:, kept]
+
+
+def whitening(tokens: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Mean and matrix with which tokens vary alike in all directions: ``(x - mean) @ matrix``.
+
+    Args:
+        tokens: (K, L, D); no label is needed.
+        shrinkage: added to each variance, as a share of their mean, so that noise is not blown up.
+
+    Returns:
+        (D,) and (D, D).
+    """
+    rows = tokens.flatten(0, 1)  # (K, L, D) -> (K * L, D)
+    mean = rows.mean(0)
+    variances, axes = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    return mean, axes * (variances + shrinkage * variances.mean()).rsqrt()
 
 
 class Named:

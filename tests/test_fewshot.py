@@ -85,6 +85,26 @@ def test_tokens_from_the_cache_are_those_of_encode(cache, model):
     torch.testing.assert_close(found.values, expected.detach())
 
 
+@pytest.mark.parametrize("cls", [[], [16]])
+def test_the_middle_of_a_picture(cls):
+    tokens = torch.tensor([*cls, *range(16)], dtype=torch.float)[None, :, None]  # 4 x 4 patches
+    assert fewshot.middle(tokens, 2).flatten().tolist() == [*cls, 5, 6, 9, 10]
+    assert fewshot.middle(tokens, 4).equal(tokens)
+    with pytest.raises(InputError, match="middle=5 of 4 patches a side"):
+        fewshot.middle(tokens, 5)
+
+
+def test_whitened_tokens_vary_alike_in_all_directions():
+    torch.manual_seed(0)
+    tokens = torch.randn(40, 25, 3) @ torch.tensor([[9.0, 1, 0], [0, 1, 0], [0, 0, 0.1]]) + 5
+    mean, matrix = fewshot.whitening(tokens, shrinkage=0)
+    white = ((tokens - mean) @ matrix).flatten(0, 1)
+    torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), atol=1e-3, rtol=0)
+    _, gentle = fewshot.whitening(tokens, shrinkage=100)  # little is turned into more
+    small = (tokens - mean) @ gentle
+    assert small.flatten(0, 1).std(0).max() < 0.2
+
+
 def test_only_some_tokens_are_seen_anew_each_time(tokenizer):
     latents = torch.arange(8.0).reshape(1, 8, 1)  # token i holds the number i
     data = fewshot.Named(latents, torch.tensor([0]), NAMES, tokenizer, seen=3)
@@ -197,5 +217,5 @@ def test_smoke_scale_runs_whole(cache, data_root, minilm, dinov2, monkeypatch):
 
     s = {"shots": [1], "tuned_shots": [1], "count": {"train": 40, "validation": 5, "test": 10}}
     record = runs.run(recipe.RECIPE, "smoke", **s)
-    assert set(record.curves) == {"mean", "probe", "prismer", "tuned"}
+    assert set(record.curves) == {"mean", "whitened", "probe", "prismer", "tuned"}
     assert 0 <= record.results["prismer-1"]["mean"] <= 1
