@@ -55,6 +55,8 @@ def run(
 ) -> Record:
     """Run what is missing of a recipe and return its record.
 
+    Processes that run the same recipe at the same time share its units among them.
+
     Args:
         recipe: a recipe or its name.
         scale: as in :func:`mmfusion_lib.settings.scale`.
@@ -80,17 +82,13 @@ def run(
     chosen |= changes
     library = code_digest(recipe)
     folder = unit_folder(recipe, scale, chosen)
-    done: dict[str, Any] = {}
     names = recipe.units(chosen)
-    bar = tqdm(names, desc=recipe.name, unit="unit", disable=len(names) < 2)
-    for name in bar:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            start = time.perf_counter()
-            result = recipe.run_unit(chosen, name)
-            seconds = time.perf_counter() - start
-            write_json(path, {"result": result, "seconds": seconds, "peak_bytes": peak_bytes()})
-        done[name] = read_json(path)
+    done: dict[str, Any] = dict.fromkeys(names)  # in this order
+    with tqdm(total=len(names), desc=recipe.name, unit="unit", disable=len(names) < 2) as bar:
+        for wait in (False, True):  # what another process is at comes last
+            for name in [name for name, unit in done.items() if unit is None]:
+                done[name] = _unit(recipe, chosen, name, folder, wait)
+                bar.update(done[name] is not None)
     summary = recipe.summarise(chosen, {name: unit["result"] for name, unit in done.items()})
     record = Record(
         recipe=recipe.name,
@@ -109,6 +107,33 @@ def run(
     if publish:
         record.save()
     return record
+
+
+def _unit(
+    recipe: Recipe, chosen: Settings, name: str, folder: Path, wait: bool
+) -> dict[str, Any] | None:
+    """Result and cost of one unit; None where another process is at it, unless that is waited for."""
+    from filelock import FileLock, Timeout
+
+    path, lock = folder / f"{name}.json", FileLock(folder / f"{name}.lock")
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}): set MMFUSION_CACHE to a folder you "
+                "can write to."
+            ) from error
+        with held:
+            if not path.exists():
+                start = time.perf_counter()
+                result = recipe.run_unit(chosen, name)
+                cost = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}
+                write_json(path, {"result": result, **cost})
+    return read_json(path)
 
 
 def lab(minutes: float, on_start: Callable[[Recipe], None] = lambda recipe: None) -> list[Record]:

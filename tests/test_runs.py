@@ -1,10 +1,14 @@
 """Recipes: units run once, survive an interruption, and go stale when the code changes."""
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
 from mmfusion_lib import InputError, records, runs
+from mmfusion_lib.files import write_json
 from mmfusion_lib.runs import Recipe
 
 
@@ -53,6 +57,42 @@ def test_an_interrupted_run_goes_on_where_it_stopped(cache, toy, calls):
         runs.run(stopping, "smoke")
     runs.run(stopping, "smoke")
     assert calls == ["1", "2", "2"]
+
+
+def test_processes_share_the_units(cache, toy, calls):
+    folder = runs.unit_folder(toy, "smoke", toy.scales["smoke"])
+    folder.mkdir(parents=True)
+    elsewhere = FileLock(folder / "1.lock")
+    with ThreadPoolExecutor(1) as pool, elsewhere:  # another process is at unit 1
+        record = pool.submit(runs.run, toy, "smoke")
+        while not (folder / "2.json").exists():
+            assert not record.done()
+            time.sleep(0.01)
+        write_json(folder / "1.json", {"result": 7, "seconds": 0, "peak_bytes": 0})
+        elsewhere.release()
+        assert record.result(60).results["sum"]["values"] == [7, 20]
+    assert calls == ["2"]
+
+
+def test_a_unit_whose_process_died_is_taken_over(cache, toy, calls):
+    folder = runs.unit_folder(toy, "smoke", toy.scales["smoke"])
+    folder.mkdir(parents=True)
+    died = FileLock(folder / "1.lock")
+    with ThreadPoolExecutor(1) as pool, died:
+        record = pool.submit(runs.run, toy, "smoke")
+        while not (folder / "2.json").exists():
+            time.sleep(0.01)
+        died.release()  # as the system does when a process ends
+        assert record.result(60).results["sum"]["values"] == [10, 20]
+    assert calls == ["2", "1"]
+
+
+def test_a_cache_that_cannot_be_written_is_found_out_before_the_work(cache, toy, calls):
+    cache.mkdir(exist_ok=True)
+    (cache / "runs").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match=r"runs/toy.* cannot be written .*set MMFUSION_CACHE"):
+        runs.run(toy, "smoke")
+    assert calls == []
 
 
 def test_other_settings_are_other_units(cache, toy, calls):
