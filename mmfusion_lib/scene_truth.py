@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, permutations
 from typing import NamedTuple
@@ -198,6 +198,21 @@ def score(captions: Sequence[str], graphs: Sequence[Graph]) -> dict[str, float]:
     found["hallucination"] = 1 - found["objects_precision"]
     found["hallucinating"] = sum(truth.hallucinated > 0 for truth in judged) / len(judged)
     return found
+
+
+def pair_recall(
+    captions: Sequence[str], graphs: Sequence[Graph], pairs: Collection[Claim]
+) -> float:
+    """Share stated of the colour-kind pairs that captions mention and that are among ``pairs``.
+
+    With ``data.scenes.HELD_OUT`` it tells whether what was never seen together can be named. 1 where
+    there are none.
+    """
+    wanted = [_facts(graph, _mentioned(graph)).colours & set(pairs) for graph in graphs]
+    possible = sum(map(len, wanted))
+    stated = (claims(caption).colours for caption in captions)
+    found = sum(len(facts & said) for facts, said in zip(wanted, stated, strict=True))
+    return found / possible if possible else 1.0
 
 
 def template(graph: Graph, corrupt: float = 0.0, seed: int = 0) -> str:

@@ -9,6 +9,7 @@ import torch
 from scene_maker import graph, thing
 
 from mmfusion_lib import checkpoints, scene_captioner, scene_texts
+from mmfusion_lib.data import scenes
 from mmfusion_lib.recipes import prismer_captions as recipe
 
 GRAPHS = [
@@ -114,6 +115,8 @@ def test_the_summary_follows_from_the_units(two_scenes):
     assert results["prismer-objects_f1"] == results["prismer-colours_f1"] == 1
     assert results["prismerz-objects_f1"] == 0
     assert results["prismerz-hallucination"] == 1
+    assert ("red", "mug") in scenes.HELD_OUT
+    assert results["prismer-new_pairs"] == 1 and results["prismerz-new_pairs"] == 0
     assert results["prismer-answers"] == 1
     assert results["prismerz-answers"] == results["without any-answers"] == 0.5
     assert results["prismerz-answers-colour"] == 0

@@ -11,7 +11,7 @@ from scene_maker import graph, make_graphs, thing
 from mmfusion_lib import metrics
 from mmfusion_lib.data import scene_tasks, scenes
 from mmfusion_lib.errors import InputError
-from mmfusion_lib.scene_truth import Tally, claims, f1, judge, score, template, truths
+from mmfusion_lib.scene_truth import Tally, claims, f1, judge, pair_recall, score, template, truths
 
 # A red mug far left, a blue house in the middle and farther back, a green sign right.
 MUG = thing("mug", "red", x=0.2, distance=1.0)
@@ -170,6 +170,16 @@ def test_f1_of_items_can_be_compared_in_pairs():
     one = truths(["A red mug, a green house and a pink cat, left of a sign."], [SCENE])
     assert f1(one).item() == pytest.approx(2 * (4 / 7) * (4 / 6) / (4 / 7 + 4 / 6))
     assert f1(one, ["objects"]).item() == pytest.approx(2 * 0.75 / 1.75)
+
+
+def test_recall_of_chosen_pairs():
+    both = graph(thing("mug", "red"), thing("ball", "blue", x=0.2))
+    said = ["A red mug and a green ball.", "A blue ball. A blue mug."]
+    assert pair_recall(said, [both, both], {("red", "mug")}) == 0.5
+    assert pair_recall(said, [both, both], {("red", "mug"), ("blue", "ball")}) == 0.5
+    assert pair_recall(said, [both, both], {("blue", "ball"), ("pink", "car")}) == 0.5
+    assert pair_recall(said[:1], [both], {("blue", "ball")}) == 0
+    assert pair_recall(said, [both, both], {("pink", "car")}) == 1
 
 
 def test_bad_input_is_refused_with_a_remedy():

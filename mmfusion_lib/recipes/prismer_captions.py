@@ -2,7 +2,8 @@
 
 One model learns both tasks: to list what stands on the table, and to answer balanced questions, of which
 the question alone gives nothing away. Prismer also reads six exact maps. Captions are held against the
-scenes' graphs: are the things and colours true? Then each expert is taken from the trained Prismer, one
+scenes' graphs: are the things and colours true? A quarter of all colours of things never occur in
+training: is a pink mug named that was never seen? Then each expert is taken from the trained Prismer, one
 by one. A template that sees the true graph, with a tenth of its facts replaced, says how good good is.
 ``ABLATIONS`` changes one part of Prismer at a time: adaptors, resampler, what is frozen.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ from .. import (
     settings,
     train,
 )
-from ..data import scene_tasks, subsets
+from ..data import scene_tasks, scenes, subsets
+from ..data.scene_objects import COLOURS, KINDS
 from ..prismer import Prismer
 from ..prismer_config import ENCODERS, SCENE_EXPERTS
 from ..prismer_training import PrismerItems
@@ -61,6 +64,7 @@ PARTS = {
     "64 latents": way(num_latents=64),
     "nothing frozen": way(mode="none"),
 }
+KNOWN = frozenset(product(COLOURS, KINDS)) - scenes.HELD_OUT  # in training scenes, too
 SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
 
 
@@ -177,6 +181,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         for kind in SHOWN:
             unit = "share" if kind == "hallucination" else "F1"
             results[f"{name}-{kind}"] = spread([each[kind] for each in judged], unit)
+        for kind, pairs in (("new", scenes.HELD_OUT), ("known", KNOWN)):
+            found = [scene_truth.pair_recall(texts, graphs, pairs) for texts in rows]
+            results[f"{name}-{kind}_pairs"] = spread(found, "recall")
         cider = [caption_metrics.cider(texts, references).corpus for texts in rows]
         results[f"{name}-cider"] = spread(cider, "CIDEr-D")
         f1[name] = torch.stack(
