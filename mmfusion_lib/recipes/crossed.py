@@ -71,13 +71,12 @@ MODULARITY = on_figures(
     reference="dinov2-small+minilm-l6",
 )
 
+PARTS = pmf_variants.COMPONENTS.scales["lab"]
 SCENES = {
-    **pmf_variants.COMPONENTS.scales["lab"],
+    **{k: v for k, v in PARTS.items() if k not in ("variants", "reference")},
     "methods": list(fusion_baselines.METHODS),
     "lrs": {"whole": [3e-5, 1e-4, 3e-4], "prompts": [2e-4, 5e-4, 1e-3]},
 }
-for _name in ("variants", "reference"):
-    del SCENES[_name]
 
 BASELINES = Recipe(
     name="scenes-baselines",
