@@ -245,8 +245,8 @@ LAB = {
     "every": 25,
     "train": {
         "epochs": 8,
-        "batch_size": 32,
-        "lr": 1e-3,
+        "batch_size": 64,
+        "lr": 7e-4,
         "weight_decay": 0.05,
         "warmup": 0.1,
         "precision": "bf16",
@@ -269,7 +269,7 @@ PAPER = {
     "count": {"train": 60_000, "validation": 1000, "test": 5000},
     "questions": {"train": 15_000, "validation": 150, "test": 600},
     "captioned": 5000,
-    "train": {**LAB["train"], "epochs": 10, "batch_size": 64},
+    "train": {**LAB["train"], "epochs": 10},
 }
 SHORT = {**LAB["train"], "epochs": 3}
 
