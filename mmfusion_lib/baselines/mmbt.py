@@ -1,4 +1,4 @@
-"""MMBT: the picture becomes a few more words, and a text encoder reads both (Kiela et al. 2019).
+"""MMBT: the picture becomes a few more words, and a text encoder reads both (Kiela et al. 2019). ::
 
     [CLS] img_1 .. img_N [SEP]  text [SEP]
     |------- segment 0 -------| |- segment 1 -|         positions counted on from 0
