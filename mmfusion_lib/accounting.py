@@ -133,8 +133,8 @@ def block_activation_bytes(
     fc1, fc2                      TD and TF               nothing
     activation                    TF (QuickGELU: 2 TF)    the same
     2 layer scales                2 TD                    nothing
-    dropout p > 0                 masks 2 TD and B H N N, and the dropped weights B H N N
-    bf16 autocast                 half-size copies, also of the weights; norms stay float32
+    dropout p > 0                 2 TD, 2 B H N N         the same: masks, dropped weights
+    bf16 autocast                 half-size copies        of weights, too; norms stay float32
     ============================  ======================  =====================================
 
     Where the norm stands changes nothing. Padding masks (T values) are left out.
