@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,30 +49,56 @@ def reached(modules: Iterable[str], root: Path) -> dict[str, Any]:
             reaches nothing.
         root: folder of the package.
     """
-    read: dict[str, _Module] = {}
+    read, known = _memory(root, _state(root))
     found: dict[str, Any] = {}
+    entered: set[str] = set()
     todo: list[Place] = [(module, None) for module in modules]
     while todo:
         where, name = todo.pop()
+        if where not in entered:
+            entered.add(where)
+            todo.append((where, REST))
         if where not in read:
             read[where] = _read(where, root)
-            todo.append((where, REST))
-        module, key = read[where], f"{where}:{name}"
-        if key in found or not module.definitions:
+        key = f"{where}:{name}"
+        if key in found or not read[where].definitions:
             continue
-        if name in module.definitions:
-            nodes = module.definitions[name]
-            uses = {use for node in nodes for use in _uses(node, where, module, root)}
-            found[key] = [[_plain(node) for node in nodes], sorted(map(repr, uses))]
-            todo += [place for _, place in uses]
-        elif name in module.imports:  # handed on from another module
-            found[key] = module.imports[name]
-            todo += module.imports[name]
-        elif name and _file(f"{where}.{name}", root):  # a module, as attribute of its package
-            todo.append((f"{where}.{name}", None))
-        else:  # the whole module, or a name that it makes in another way
-            todo += [(where, each) for each in module.definitions]
+        if key not in known:
+            known[key] = _follow(where, name, read[where], root)
+        code, places = known[key]
+        if code is not None:
+            found[key] = code
+        todo += places
     return found
+
+
+def _state(root: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether a file of the package has changed."""
+    found = ((str(path), path.stat()) for path in sorted(root.rglob("*.py")))
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+@lru_cache(maxsize=1)
+def _memory(
+    root: Path, state: tuple[tuple[str, int, int], ...]
+) -> tuple[dict[str, _Module], dict[str, tuple[Any, list[Place]]]]:
+    """Modules and definitions that were read, for the recipes that reach the same ones."""
+    return {}, {}
+
+
+def _follow(where: str, name: str | None, module: _Module, root: Path) -> tuple[Any, list[Place]]:
+    """Code that counts for one place, None where only what it leads to does; and where it leads."""
+    if name in module.definitions:
+        nodes = module.definitions[name]
+        uses = {use for node in nodes for use in _uses(node, where, module, root)}
+        code = [[_plain(node) for node in nodes], sorted(map(repr, uses))]
+        return code, [place for _, place in uses]
+    if name in module.imports:  # handed on from another module
+        return module.imports[name], module.imports[name]
+    if name and _file(f"{where}.{name}", root):  # a module, as attribute of its package
+        return None, [(f"{where}.{name}", None)]
+    # The whole module, or a name that it makes in another way.
+    return None, [(where, each) for each in module.definitions]
 
 
 def _read(where: str, root: Path) -> _Module:
