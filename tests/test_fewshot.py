@@ -100,9 +100,10 @@ def test_whitened_tokens_vary_alike_in_all_directions():
     mean, matrix = fewshot.whitening(tokens, shrinkage=0)
     white = ((tokens - mean) @ matrix).flatten(0, 1)
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), atol=1e-3, rtol=0)
-    _, gentle = fewshot.whitening(tokens, shrinkage=100)  # little is turned into more
-    small = (tokens - mean) @ gentle
-    assert small.flatten(0, 1).std(0).max() < 0.2
+    _, gentle = fewshot.whitening(tokens, shrinkage=0.5)  # v becomes v / (v + 0.5 * mean v)
+    before = torch.linalg.eigvalsh((tokens - mean).flatten(0, 1).T.cov(correction=0))
+    after = ((tokens - mean) @ gentle).flatten(0, 1).var(0, correction=0)
+    torch.testing.assert_close(after, before / (before + 0.5 * before.mean()), atol=1e-4, rtol=0)
 
 
 def test_only_some_tokens_are_seen_anew_each_time(tokenizer):

@@ -74,15 +74,16 @@ def test_processes_share_the_units(cache, toy, calls):
     assert calls == ["2"]
 
 
-def test_a_unit_whose_process_died_is_taken_over(cache, toy, calls):
+def test_a_unit_that_another_process_gave_up_is_taken_over(cache, toy, calls):
     folder = runs.unit_folder(toy, "smoke", toy.scales["smoke"])
     folder.mkdir(parents=True)
-    died = FileLock(folder / "1.lock")
-    with ThreadPoolExecutor(1) as pool, died:
+    elsewhere = FileLock(folder / "1.lock")
+    with ThreadPoolExecutor(1) as pool, elsewhere:
         record = pool.submit(runs.run, toy, "smoke")
         while not (folder / "2.json").exists():
+            assert not record.done()
             time.sleep(0.01)
-        died.release()  # as the system does when a process ends
+        elsewhere.release()  # without a result, as the system does when a process dies
         assert record.result(60).results["sum"]["values"] == [10, 20]
     assert calls == ["2", "1"]
 

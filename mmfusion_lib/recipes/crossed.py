@@ -19,7 +19,8 @@ FIGURES = {
 SMALL = fusion_baselines.RECIPE.scales["smoke"]
 ENCODERS: dict[str, Settings] = {
     "dinov2-small+minilm-l6": {},
-    "scenes+minilm-l6": {"image_encoder": "scenes"},
+    # Fusion above the tuned blocks, as in ``pmf_variants``.
+    "scenes+minilm-l6": {"image_encoder": "scenes", "image_layers": 10},
     "dinov2-small+minilm-l6-first-4": {"text_layers": 4},
     "dinov2-small-12+minilm-l6": {"image_layers": 12},
 }
