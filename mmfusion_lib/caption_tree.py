@@ -2,8 +2,8 @@
 
 A node stands for a beginning of the caption. It holds the most probable next words, the one that was
 taken, and the cross-attention of the decoder when it chose: the mean over heads and over layers, whose
-query is the last word before. In a tree with branches every other word of the trunk has been followed too,
-once, greedily. Shapes: G texts of one image, L vision tokens, N text tokens, D width, V vocabulary.
+query is the last word before. In a tree with branches every other word of the trunk that is no less likely
+than ``LEAST`` has been followed too, once, greedily. Shapes: G texts of one image, L vision tokens, N text tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 UNKNOWN, ENDS = -1, -2  # in place of a node: nobody has looked; the text ends here
 TEXTS = 64  # branches followed at a time
+LEAST = 0.02  # probability of a word that is followed
 LIMITS = {"beams": (1, 8), "length": (2, 64), "shortest": (0, 64), "temperature": (0.0, 5.0)}
 
 
@@ -103,7 +104,7 @@ def grow(
         writing: how the trunk goes on after ``prefix``; branches are greedy and as long.
         prefix: words behind the prompt that are given, not chosen.
         count: words at each node; that which was taken is always one of them, the last if need be.
-        branches: follow the others of the trunk too.
+        branches: follow the others of the trunk too, down to a probability of ``LEAST``.
 
     Raises:
         InputError: the prompt fills ``writing.length``, or an id is outside the vocabulary.
@@ -126,8 +127,8 @@ def grow(
         todo = [
             (place, number)
             for place, node in enumerate(nodes)
-            for number in range(len(node.choices))
-            if number != node.taken
+            for number, choice in enumerate(node.choices)
+            if number != node.taken and choice.probability >= LEAST
         ]
         for first in range(0, len(todo), TEXTS):
             _branch(model, nodes, todo[first : first + TEXTS], cache, start, writing, count)

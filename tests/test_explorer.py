@@ -99,6 +99,18 @@ def test_many_branches_are_the_same_in_parts(one, monkeypatch):
             assert a.token == b.token and followed(whole, a.node) == followed(parts, b.node)
 
 
+def test_unlikely_words_are_shown_but_not_followed(one, monkeypatch):
+    nodes, _ = grown(one)
+    others = [c for n in nodes[:3] for i, c in enumerate(n.choices) if i != n.taken]
+    middle = sorted(choice.probability for choice in others)[len(others) // 2]
+    monkeypatch.setattr(caption_tree, "LEAST", middle)
+    for node, known in zip(grown(one)[0][:3], nodes):
+        assert [c.token for c in node.choices] == [c.token for c in known.choices]
+        for number, choice in enumerate(node.choices):
+            likely = choice.probability >= middle or number == node.taken
+            assert (choice.node != UNKNOWN) == likely
+
+
 def test_probabilities_of_all_words_sum_to_one(one):
     writing = replace(one.writing, shortest=0)
     nodes, _ = grown(one, writing=writing, count=20)  # the whole vocabulary

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from scene_maker import graph, thing
+from torch.utils.data import default_collate
 
-from mmfusion_lib import checkpoints, scene_captioner, scene_texts
+from mmfusion_lib import checkpoints, prismer_training, scene_captioner, scene_texts, scene_truth
 from mmfusion_lib.data import scenes
+from mmfusion_lib.errors import InputError
 from mmfusion_lib.recipes import prismer_captions as recipe
 
 GRAPHS = [
@@ -43,6 +45,56 @@ def test_questions_stand_behind_captions_and_share_their_pictures(two_scenes):
     assert numbers == [0, 1, 1, 0]
     captions, _ = scene_texts.caption_items("test", 2, None, tokenizer)
     assert captions.texts == items.texts[:2]
+
+
+def test_a_picture_is_read_with_its_caption_and_one_of_its_questions(two_scenes, monkeypatch):
+    more = {"index": 1, "question": "Where?", "answer": "left", "type": "side"}
+    rows = [*ASKED, {**more, "scene": "test-000001"}]
+    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: rows)
+    tokenizer = checkpoints.load_tokenizer()
+    items, *_ = scene_texts.scene_items("test", 2, None, tokenizer)
+
+    def said(part):
+        return tokenizer.decode(part["ids"][part["mask"].bool()].tolist())
+
+    talk = scene_texts.SceneTalk(items)
+    drawn = [talk[1] for _ in range(40)]
+    assert {float(each["experts"]["rgb"][0, 0, 0]) for each in drawn} == {1.0}
+    assert len({said(each["caption"]) for each in drawn}) == 1
+    # Both of its questions come up, each with its own answer; the other scene's never does.
+    assert {said(each["question"]) for each in drawn} == {"which? blue", "where? left"}
+    assert said(talk[0]["question"]) == "what? mug"
+    assert [len(talk), len(scene_texts.SceneTalk(items, [1]))] == [2, 1]
+
+
+def test_a_picture_without_a_question_learns_its_caption_alone(two_scenes, monkeypatch, small):
+    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: ASKED[:1])
+    tokenizer = checkpoints.load_tokenizer()
+    items, *_ = scene_texts.scene_items("test", 2, None, tokenizer)
+    talk = scene_texts.SceneTalk(items)
+    assert [float(talk[i]["question"]["weight"]) for i in range(2)] == [0.0, 1.0]
+    with pytest.raises(InputError, match="No picture has a question"):
+        scene_texts.SceneTalk(items, [0])
+
+    model = scene_captioner.build((), 0).eval()
+    items.pictures.experts["rgb"] = torch.rand(2, 3, 112, 112)
+    batch = default_collate([talk[i] for i in range(2)])
+    both = scene_texts.talk_objective(model, batch)
+    alone = [prismer_training.objective(model, default_collate([items[i]])) for i in range(3)]
+    # (caption + caption) / 2 + (0 + answer) / 2
+    assert torch.allclose(both, (alone[0] + alone[1]) / 2 + alone[2] / 2, rtol=1e-5)
+
+
+def test_the_published_captioner_sees():
+    """Its captions are far truer of their own scenes than of the next ones."""
+    model = scene_captioner.load()
+    given = model.transform, model.tokenizer, model.config.experts
+    items, graphs = scene_texts.caption_items("test", 12, *given)
+    said = prismer_training.captions(model, items, num_beams=1, min_length=0)
+    own, next_ = (
+        scene_truth.score(said, held)["named_f1_mean"] for held in (graphs, graphs[1:] + graphs[:1])
+    )
+    assert own > 0.6 > 0.4 > next_
 
 
 def made(**changes):

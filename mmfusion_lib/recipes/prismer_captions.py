@@ -35,7 +35,7 @@ from ..prismer_config import ENCODERS, SCENE_EXPERTS
 from ..prismer_training import PrismerItems
 from ..records import spread
 from ..runs import Recipe, Settings
-from ..scene_texts import scene_items
+from ..scene_texts import SceneTalk, scene_items, talk_objective
 from ..trainable import freeze
 
 # Way -> experts, what else of the model differs, parts that do not train, the freeze mode.
@@ -102,16 +102,20 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
 def trained(s: Settings, name: str, seed: int) -> tuple[Prismer, train.TrainResult]:
     """The model of one way, trained on the subset that ``seed`` draws; its best epoch is kept."""
     model, experts = build(s, name, seed), s["ways"][name]["experts"]
-    items, *_ = data(s, "train", experts)
-    drawn = subsets.stratified([0] * len(items), round(s["share"] * len(items)), seed)
+    items, graphs, asked = data(s, "train", experts)
+    drawn = subsets.stratified([0] * len(graphs), round(s["share"] * len(graphs)), seed)
+    learnt, loss = (
+        (SceneTalk(items, drawn), talk_objective)
+        if asked
+        else (items.take(drawn), prismer_training.objective)
+    )
     validation, *_ = data(s, "validation", experts)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         return {"loss": prismer_training.mean_loss(model, validation, 64)}
 
     config = train.TrainConfig(seed=seed, select="loss", select_lowest=True, **s["train"])
-    objective = prismer_training.objective
-    return model, train.fit(model, items.take(drawn), objective, config, validate=validate)
+    return model, train.fit(model, learnt, loss, config, validate=validate)
 
 
 def build(s: Settings, name: str, seed: int) -> Prismer:
@@ -147,7 +151,14 @@ def _loaded(split: str, count: int, limit: int) -> tuple[PrismerItems, list[dict
 def write(s: Settings, model: Any, items: PrismerItems) -> list[str]:
     """Captions of the first test scenes by beam search, as published."""
     part = items.take(range(s["captioned"]))
-    return prismer_training.captions(model, part, 64, num_beams=s["beams"])
+    with precision(s):
+        return prismer_training.captions(model, part, 64, num_beams=s["beams"])
+
+
+def precision(s: Settings) -> torch.autocast:
+    """The number format of training, for what is written and answered."""
+    half = s["train"]["precision"] == "bf16"
+    return torch.autocast(settings.device().type, torch.bfloat16, enabled=half)
 
 
 def answer(s: Settings, model: Any, items: PrismerItems, asked: list[dict]) -> list[str]:
@@ -155,7 +166,8 @@ def answer(s: Settings, model: Any, items: PrismerItems, asked: list[dict]) -> l
     if not asked:
         return []
     part = items.take(range(s["count"]["test"], len(items)))
-    return prismer_training.answers(model, part, sorted({row["answer"] for row in asked}), 64)
+    with precision(s):
+        return prismer_training.answers(model, part, sorted({row["answer"] for row in asked}), 64)
 
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
@@ -235,18 +247,18 @@ LAB = {
     "seeds": [0, 1, 2],
     "ways": WAYS,
     "take_away": True,
-    "count": {"train": 6000, "validation": 200, "test": 1000},
-    "questions": {"train": 1500, "validation": 40, "test": 150},  # at most, of each type
-    "captioned": 400,  # test scenes
+    "count": {"train": 5000, "validation": 100, "test": 500},
+    "questions": {"train": 1500, "validation": 15, "test": 60},  # at most, of each type
+    "captioned": 300,  # test scenes
     "share": 0.9,
     "image_layers": 8,
     "text_layers": 3,
     "beams": 3,
     "every": 25,
     "train": {
-        "epochs": 8,
-        "batch_size": 64,
-        "lr": 7e-4,
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 1e-3,
         "weight_decay": 0.05,
         "warmup": 0.1,
         "precision": "bf16",
@@ -271,7 +283,7 @@ PAPER = {
     "captioned": 5000,
     "train": {**LAB["train"], "epochs": 10},
 }
-SHORT = {**LAB["train"], "epochs": 3}
+SHORT = {**LAB["train"], "epochs": 1}
 
 RECIPE = Recipe(
     name="prismer-captions",
