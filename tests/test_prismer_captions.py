@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from mmfusion_lib import checkpoints, prismer_training, scene_captioner, scene_texts, scene_truth
 from mmfusion_lib.data import scenes
 from mmfusion_lib.errors import InputError
+from mmfusion_lib.prismer_training import PrismerItems
 from mmfusion_lib.recipes import prismer_captions as recipe
 
 GRAPHS = [
@@ -95,6 +96,18 @@ def test_the_published_captioner_sees():
         scene_truth.score(said, held)["named_f1_mean"] for held in (graphs, graphs[1:] + graphs[:1])
     )
     assert own > 0.6 > 0.4 > next_
+
+
+def test_the_blank_way_differs_from_prismer_in_nothing_but_its_maps():
+    assert recipe.WAYS["prismer-blank"] == {**recipe.WAYS["prismer"], "blank": True}
+    pictures = {"rgb": torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 3, 16, 16)}
+    pictures["depth"] = torch.arange(3)[:, None, None, None].expand(3, 1, 4, 4)
+    given = ["a"] * 4, [["b"]] * 4, checkpoints.load_tokenizer(), list("0121")
+    items = PrismerItems(pictures, *given, rows=[0, 1, 2, 1])
+    found = recipe.with_maps_of(items.take([1, 2, 3]), items)
+    seen = [found[i]["experts"] for i in range(3)]
+    assert [float(each["rgb"][0, 0, 0]) for each in seen] == [1, 2, 1]
+    assert all(not each["depth"].any() for each in seen)
 
 
 def made(**changes):

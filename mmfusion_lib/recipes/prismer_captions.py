@@ -1,8 +1,8 @@
 """Captions of scenes and answers about them: Prismer against PrismerZ, and Prismer taken apart.
 
 One model learns both tasks: to list what stands on the table, and to answer balanced questions, of which
-the question alone gives nothing away. Prismer also reads six exact maps. Captions are held against the
-scenes' graphs: are the things and colours true? A quarter of all colours of things never occur in
+the question alone gives nothing away. Prismer also reads six exact maps; a control of equal size reads the
+same six for every picture. Captions are held against the scenes' graphs: are the things and colours true? A quarter of all colours of things never occur in
 training: is a pink mug named that was never seen? Then each expert is taken from the trained Prismer, one
 by one. A template that sees the true graph, with a tenth of its facts replaced, says how good good is.
 ``ABLATIONS`` changes one part of Prismer at a time: adaptors, resampler, what is frozen.
@@ -43,16 +43,26 @@ Way = dict[str, Any]
 
 
 def way(experts: tuple[str, ...] = SCENE_EXPERTS, frozen: str = "", mode: str = "lang_vision",
-        **changes: Any) -> Way:  # fmt: skip
-    """One way; ``frozen`` is part of the names of parameters that do not train."""
-    return {"experts": experts, "changes": changes, "frozen": frozen, "mode": mode}
+        blank: bool = False, **changes: Any) -> Way:  # fmt: skip
+    """One way.
+
+    Args:
+        experts: whose maps it reads.
+        frozen: part of the names of parameters that do not train.
+        mode: what else is frozen.
+        blank: all pictures have the maps of one and the same training scene.
+        changes: of ``PrismerConfig``.
+    """
+    return {
+        "experts": experts, "changes": changes, "frozen": frozen, "mode": mode, "blank": blank
+    }  # fmt: skip
 
 
-# "wide" has adaptors so wide that it trains as much as Prismer.
+# "blank" is Prismer in all but what it learns from maps: as many parameters, as much work.
 WAYS = {
     "prismer": way(),
     "prismerz": way(()),
-    "prismerz-wide": way((), adaptor_bottleneck=1046),
+    "prismer-blank": way(blank=True),
 }
 PARTS = {
     "as published here": way(),
@@ -77,10 +87,11 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Train one way; its captions of test scenes and its answers, also without each expert."""
     seed, _, name = unit.partition("-")
     model, result = trained(s, name, int(seed))
-    experts = s["ways"][name]["experts"]
-    items, _, asked = data(s, "test", experts)
+    chosen = s["ways"][name]
+    experts = chosen["experts"]
+    items, _, asked = data(s, "test", chosen)
     removed = {"all": ()}
-    if s["take_away"] and experts:
+    if s["take_away"] and experts and not chosen["blank"]:
         removed |= {expert: (expert,) for expert in experts} | {"any": experts}
     cases = {case: items.without(away) for case, away in removed.items()}
     if name == "prismer":
@@ -101,15 +112,15 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
 
 def trained(s: Settings, name: str, seed: int) -> tuple[Prismer, train.TrainResult]:
     """The model of one way, trained on the subset that ``seed`` draws; its best epoch is kept."""
-    model, experts = build(s, name, seed), s["ways"][name]["experts"]
-    items, graphs, asked = data(s, "train", experts)
+    model, chosen = build(s, name, seed), s["ways"][name]
+    items, graphs, asked = data(s, "train", chosen)
     drawn = subsets.stratified([0] * len(graphs), round(s["share"] * len(graphs)), seed)
     learnt, loss = (
         (SceneTalk(items, drawn), talk_objective)
         if asked
         else (items.take(drawn), prismer_training.objective)
     )
-    validation, *_ = data(s, "validation", experts)
+    validation, *_ = data(s, "validation", chosen)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         return {"loss": prismer_training.mean_loss(model, validation, 64)}
@@ -133,12 +144,29 @@ def build(s: Settings, name: str, seed: int) -> Prismer:
     return model
 
 
-def data(
-    s: Settings, split: str, experts: tuple[str, ...]
-) -> tuple[PrismerItems, list[dict], list[dict]]:
-    """Captions and questions of a split with the maps of some experts, the graphs, the questions."""
+def data(s: Settings, split: str, chosen: Way) -> tuple[PrismerItems, list[dict], list[dict]]:
+    """Captions and questions of a split with the maps of one way, the graphs, the questions."""
     items, graphs, asked = _loaded(split, s["count"][split], s["questions"][split])
-    return items.without([e for e in SCENE_EXPERTS if e not in experts]), graphs, asked
+    items = items.without([e for e in SCENE_EXPERTS if e not in chosen["experts"]])
+    if chosen["blank"]:
+        known, *_ = _loaded("train", s["count"]["train"], s["questions"]["train"])
+        items = with_maps_of(items, known)
+    return items, graphs, asked
+
+
+def with_maps_of(items: PrismerItems, known: PrismerItems) -> PrismerItems:
+    """The same items, each with the maps of the first picture of ``known`` in place of its own."""
+    own = items.pictures.experts
+    same = known.pictures.take([0] * len(own["rgb"])).experts
+    return PrismerItems(
+        {name: own[name] if name == "rgb" else same[name] for name in own},
+        items.prompts,
+        items.texts,
+        items.tokenizer,
+        items.groups,
+        items.weights,
+        rows=items.places,
+    )
 
 
 @lru_cache(maxsize=3)
@@ -294,7 +322,7 @@ RECIPE = Recipe(
         "lab": LAB,
         "paper": PAPER,
     },
-    minutes={"smoke": 0.5, "lab": 2400, "paper": 30_000},
+    minutes={"smoke": 0.5, "lab": 110, "paper": 30_000},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
@@ -312,7 +340,7 @@ ABLATIONS = Recipe(
         "lab": {**LAB, "take_away": False, "ways": PARTS, "train": SHORT},
         "paper": {**PAPER, "take_away": False, "ways": PARTS},
     },
-    minutes={"smoke": 0.5, "lab": 2400, "paper": 80_000},
+    minutes={"smoke": 0.5, "lab": 160, "paper": 80_000},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
