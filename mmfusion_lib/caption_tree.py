@@ -3,7 +3,8 @@
 A node stands for a beginning of the caption. It holds the most probable next words, the one that was
 taken, and the cross-attention of the decoder when it chose: the mean over heads and over layers, whose
 query is the last word before. In a tree with branches every other word of the trunk that is no less likely
-than ``LEAST`` has been followed too, once, greedily. Shapes: G texts of one image, L vision tokens, N text tokens, D width, V vocabulary.
+than ``LEAST`` has been followed too, once, greedily. Shapes: G texts of one image, L vision tokens, N text
+tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations

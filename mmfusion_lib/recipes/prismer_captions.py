@@ -2,9 +2,10 @@
 
 One model learns both tasks: to list what stands on the table, and to answer balanced questions, of which
 the question alone gives nothing away. Prismer also reads six exact maps; a control of equal size reads the
-same six for every picture. Captions are held against the scenes' graphs: are the things and colours true? A quarter of all colours of things never occur in
-training: is a pink mug named that was never seen? Then each expert is taken from the trained Prismer, one
-by one. A template that sees the true graph, with a tenth of its facts replaced, says how good good is.
+same six for every picture. Captions are held against the scenes' graphs: are the things and colours true?
+A quarter of all colours of things never occur in training: is a pink mug named that was never seen? Then
+each expert is taken from the trained Prismer, one by one. A template that sees the true graph, with a
+tenth of its facts replaced, says how good good is.
 ``ABLATIONS`` changes one part of Prismer at a time: adaptors, resampler, what is frozen.
 """
 
@@ -38,7 +39,7 @@ from ..runs import Recipe, Settings
 from ..scene_texts import SceneTalk, scene_items, talk_objective
 from ..trainable import freeze
 
-# Way -> experts, what else of the model differs, parts that do not train, the freeze mode.
+# Of a way: experts, what else of the model differs, what does not train, whether its maps are blank.
 Way = dict[str, Any]
 
 
