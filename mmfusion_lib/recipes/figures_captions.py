@@ -193,7 +193,7 @@ LAB = {
     "beams": 3,
     "every": 25,
     "train": {
-        "epochs": 4,
+        "epochs": 3,
         "batch_size": 16,
         "lr": 1e-3,
         "weight_decay": 0.05,
@@ -226,7 +226,7 @@ RECIPE = Recipe(
             "train": {**LAB["train"], "epochs": 12},
         },
     },
-    minutes={"smoke": 0.4, "lab": 60, "paper": 4000},
+    minutes={"smoke": 0.4, "lab": 50, "paper": 4000},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
