@@ -45,7 +45,7 @@ def test_no_item_keeps_its_own_picture(count):
     assert data.exchange(8, 0) != data.exchange(8, 1)
 
 
-def test_blind_items_have_the_texts_of_their_own_and_pictures_of_others(monkeypatch):
+def test_items_have_the_texts_and_pictures_of_the_chosen(monkeypatch):
     texts = [f"text {letter}" for letter in "abcd"]
     pixels = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 2, 2)  # picture i is full of i
     rows = [{"section": f"s{i}"} for i in range(4)]
@@ -53,13 +53,10 @@ def test_blind_items_have_the_texts_of_their_own_and_pictures_of_others(monkeypa
     monkeypatch.setattr(data, "_pixels", lambda *of: pixels)
     s = {"count": {"train": None}, "tokens": 8, "image_size": 2}
     chosen = [3, 0, 2]
-    for blind in (None, 5):
-        found = data.items(s, "train", chosen, blind)
-        assert found.texts == [[texts[3]], [texts[0]], [texts[2]]]
-        assert found.groups == ["s3", "s0", "s2"]
-        shown = [int(found[i]["experts"]["rgb"][0, 0, 0]) for i in range(3)]
-        assert sorted(shown) == [0, 2, 3]  # pictures of the chosen only
-        assert [one == own for one, own in zip(shown, chosen)] == [blind is None] * 3
+    found = data.items(s, "train", chosen)
+    assert found.texts == [[texts[3]], [texts[0]], [texts[2]]]
+    assert found.groups == ["s3", "s0", "s2"]
+    assert [int(found[i]["experts"]["rgb"][0, 0, 0]) for i in range(3)] == chosen
 
 
 def test_near_and_medoid():
@@ -95,6 +92,7 @@ def test_the_summary_follows_from_the_units(monkeypatch):
     assert means["prismerz-bleu4"] == pytest.approx(1) and means["nearest-bleu4"] == pytest.approx(
         0.5
     )
+    assert means["exchanged-cider"] == 0  # each has the other's text
     assert means["prismerz-different"] == 1 and means["nearest-different"] == 0.5
     assert means["prismerz-validation"] == 2 and means["prismerz-trainable"] == 7
     assert "nearest-seconds" not in means
@@ -118,8 +116,12 @@ def test_examples_are_chosen_by_their_score(monkeypatch):
 
 def test_it_runs(cache, data_root, tmp_path):
     record = runs.run(recipe.RECIPE, "smoke")
-    assert {"prismerz-cider", "blind-bleu4", "nearest-rouge", "common-cider"} <= set(record.results)
-    assert set(record.comparisons) == {f"prismerz - {x}" for x in ("blind", "nearest", "common")}
+    assert {"prismerz-cider", "exchanged-bleu4", "nearest-rouge", "common-cider"} <= set(
+        record.results
+    )
+    assert set(record.comparisons) == {
+        f"prismerz - {x}" for x in ("exchanged", "nearest", "common")
+    }
     assert record.results["nearest-different"]["mean"] > record.results["common-different"]["mean"]
     path = recipe.write_examples("smoke", tmp_path / "examples.json")
     written = json.loads(path.read_text(encoding="utf-8"))

@@ -130,10 +130,9 @@ def exchange(count: int, seed: int) -> list[int]:
     return [giver[item] for item in range(count)]
 
 
-def items(s: Settings, split: str, chosen: list[int], blind: int | None = None) -> PrismerItems:
-    """Pictures and texts of some figures; ``blind``: the seed with which pictures are exchanged."""
+def items(s: Settings, split: str, chosen: list[int]) -> PrismerItems:
+    """Pictures and texts of some figures."""
     found = part(s, split)
-    givers = range(len(chosen)) if blind is None else exchange(len(chosen), blind)
     pixels = _pixels(split, s["count"][split], s["tokens"], s["image_size"])
     return PrismerItems(
         {"rgb": pixels},
@@ -141,7 +140,7 @@ def items(s: Settings, split: str, chosen: list[int], blind: int | None = None) 
         [[found.texts[row]] for row in chosen],
         checkpoints.load_tokenizer(TEXT),
         [found.sections[row] for row in chosen],
-        rows=[chosen[giver] for giver in givers],
+        rows=chosen,
     )
 
 
