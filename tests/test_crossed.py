@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from mmfusion_lib import runs
-from mmfusion_lib.recipes import crossed, fusion_baselines, pmf_cost_steps, pmf_variants
+from mmfusion_lib.recipes import (
+    crossed,
+    fusion_baselines,
+    pmf_cost_steps,
+    pmf_variants,
+    scenes_baselines,
+)
 from mmfusion_lib.recipes import fusion_common as common
 
 
@@ -23,10 +29,10 @@ def test_figures_take_the_variants_of_scenes_and_the_setting_of_the_main_table(n
 
 
 def test_scenes_take_the_methods_of_the_main_table():
-    ours = crossed.BASELINES.scales["lab"]
+    recipe = scenes_baselines.RECIPE
+    ours = recipe.scales["lab"]
     assert ours["methods"] == list(fusion_baselines.METHODS) and ours["types"] == ["colour"]
-    assert ours["count"] == pmf_variants.COMPONENTS.scales["lab"]["count"]
-    assert {k: len(v) for k, v in ours["lrs"].items()} == {"whole": 3, "prompts": 3}
+    assert {len(rates) for rates in ours["lrs"].values()} == {recipe.trials}
 
 
 def test_every_encoder_is_another_one_where_fusion_begins(minilm, dinov2):

@@ -23,6 +23,7 @@ from . import (
     prismer_paper,
     prismer_speed,
     scene_encoder,
+    scenes_baselines,
     scratch_vit,
 )
 
@@ -36,7 +37,7 @@ ALL = (
     figures_fusion.RECIPE,
     fusion_baselines.RECIPE,
     pmf_variants.COMPONENTS,
-    crossed.BASELINES,
+    scenes_baselines.RECIPE,
     crossed.COMPONENTS,
     prismer_cost.RECIPE,
     prismer_speed.RECIPE,

@@ -1,7 +1,7 @@
-"""The other half of two comparisons: PMF's parts on figures, the main table on scenes.
+"""PMF's parts on figures.
 
-``pmf_variants`` takes PMF apart on scenes, where no modality answers alone, and ``fusion_baselines`` compares
-methods on figures, where each does. Here the sets change places; functions, trials and budgets stay.
+``pmf_variants`` takes PMF apart on scenes, where no modality answers alone. Here the same is done on the
+figures of ``fusion_baselines``, where each does; functions, trials and budgets stay.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..runs import Recipe, Settings
-from . import entailment, fusion_baselines, fusion_common, pmf_variants
+from . import fusion_baselines, fusion_common, pmf_variants
 
 # PMF as the main table has it, at the middle one of its three rates.
 FIGURES = {
@@ -70,34 +70,4 @@ MODULARITY = on_figures(
     ["dinov2-small+minilm-l6"],
     variants={name: {"pmf": {}, "settings": change} for name, change in ENCODERS.items()},
     reference="dinov2-small+minilm-l6",
-)
-
-PARTS = pmf_variants.COMPONENTS.scales["lab"]
-SCENES = {
-    **{k: v for k, v in PARTS.items() if k not in ("variants", "reference")},
-    "methods": list(fusion_baselines.METHODS),
-    "lrs": {"whole": [3e-5, 1e-4, 3e-4], "prompts": [2e-4, 5e-4, 1e-3]},
-}
-
-BASELINES = Recipe(
-    name="scenes-baselines",
-    title="Main table on scenes: PMF and its baselines on sentences about colours",
-    chapter="03",
-    scales={
-        "smoke": {
-            **SCENES,
-            "seeds": [0],
-            "methods": ["linear", "pmf"],
-            "count": {"train": 24, "validation": 16, "test": 16},
-            "train": {**SCENES["train"], "epochs": 1, "batch_size": 16},
-            "lrs": {"whole": [1e-4], "prompts": [1e-3]},
-        },
-        "lab": SCENES,
-        "paper": {**SCENES, **fusion_common.PAPER_ENCODERS, **entailment.PAPER},
-    },
-    minutes={"smoke": 0.4, "lab": 900, "paper": 6000},
-    units=fusion_baselines.units,
-    run_unit=fusion_baselines.run_unit,
-    summarise=fusion_baselines.summarise,
-    trials=3,
 )
