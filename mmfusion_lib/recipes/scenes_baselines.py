@@ -13,7 +13,7 @@ from . import entailment, fusion_baselines, fusion_common, pmf_variants
 PARTS = pmf_variants.COMPONENTS.scales["lab"]
 LAB = {
     **{k: v for k, v in PARTS.items() if k not in ("variants", "reference")},
-    "count": {"train": 1000, "validation": 150, "test": 500},
+    "count": {"train": 1000, "validation": 100, "test": 400},
     "methods": list(fusion_baselines.METHODS),
     "train": {**PARTS["train"], "epochs": 2, "batch_size": 16, "precision": "bf16"},
     "lrs": {"whole": [3e-5, 1e-4], "prompts": [5e-4, 1e-3]},
@@ -35,7 +35,7 @@ RECIPE = Recipe(
         "lab": LAB,
         "paper": {**LAB, **fusion_common.PAPER_ENCODERS, **entailment.PAPER},
     },
-    minutes={"smoke": 0.4, "lab": 100, "paper": 6000},
+    minutes={"smoke": 0.4, "lab": 130, "paper": 6000},
     units=fusion_baselines.units,
     run_unit=fusion_baselines.run_unit,
     summarise=fusion_baselines.summarise,
