@@ -2,11 +2,11 @@
 
 The texts are cut to 32 tokens: ``figures_captions_data`` says how, and how many.
 
-Four ways are held against the cut texts of the same test figures: "prismerz"; "exchanged", its texts when
-each figure is given another's picture, so that only language and subject can help; "nearest", the text of
+Four ways are held against the cut texts of the same test figures: "prismerz"; "exchanged", its texts, each
+written for another test figure, so that only what is true of all figures can match; "nearest", the text of
 the training figure nearest in the frozen encoder's readout; "common", the one training text that shares
 most words with others. Intervals draw whole textbook sections. A twin that trains with exchanged pictures
-was tried and left out: it stayed at the frequencies of words, so to beat it shows little.
+was tried with one seed and left out: it stayed at the frequencies of words, so to beat it shows little.
 """
 
 from __future__ import annotations
