@@ -6,7 +6,6 @@ same six for every picture. Captions are held against the scenes' graphs: are th
 A quarter of all colours of things never occur in training: is a pink mug named that was never seen? Then
 each expert is taken from the trained Prismer, one by one. A template that sees the true graph, with a
 tenth of its facts replaced, says how good good is.
-``ABLATIONS`` changes one part of Prismer at a time: adaptors, resampler, what is frozen.
 """
 
 from __future__ import annotations
@@ -64,16 +63,6 @@ WAYS = {
     "prismer": way(),
     "prismerz": way(()),
     "prismer-blank": way(blank=True),
-}
-PARTS = {
-    "as published here": way(),
-    "no adaptors": way(frozen="adaptor"),  # they start near the identity, and stay there
-    "adaptors from far": way(adaptor_near_zero=False),  # drawn as the official code draws them
-    "resampler as drawn": way(frozen="resampler"),
-    "2 resampler layers": way(resampler_layers=2),
-    "4 latents": way(num_latents=4),
-    "64 latents": way(num_latents=64),
-    "nothing frozen": way(mode="none"),
 }
 KNOWN = frozenset(product(COLOURS, KINDS)) - scenes.HELD_OUT  # in training scenes, too
 SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
@@ -312,7 +301,6 @@ PAPER = {
     "captioned": 5000,
     "train": {**LAB["train"], "epochs": 10},
 }
-SHORT = {**LAB["train"], "epochs": 1}
 
 RECIPE = Recipe(
     name="prismer-captions",
@@ -324,24 +312,6 @@ RECIPE = Recipe(
         "paper": PAPER,
     },
     minutes={"smoke": 0.5, "lab": 110, "paper": 30_000},
-    units=units,
-    run_unit=run_unit,
-    summarise=summarise,
-)
-ABLATIONS = Recipe(
-    name="prismer-parts",
-    title="Prismer taken apart: adaptors, resampler, what is frozen",
-    chapter="05",
-    scales={
-        "smoke": {
-            **SMOKE,
-            "take_away": False,
-            "ways": {way: PARTS[way] for way in ("as published here", "no adaptors")},
-        },
-        "lab": {**LAB, "take_away": False, "ways": PARTS, "train": SHORT},
-        "paper": {**PAPER, "take_away": False, "ways": PARTS},
-    },
-    minutes={"smoke": 0.5, "lab": 160, "paper": 80_000},
     units=units,
     run_unit=run_unit,
     summarise=summarise,
