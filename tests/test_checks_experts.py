@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exercise_code import functions
 from torch.nn import functional as F
 
 from mmfusion_lib.checks import experts as checks
 from mmfusion_lib.experts.geometry import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
-EXERCISES = ROOT / "book/exercises"
 PAIRS = {
     "paint": checks.check_paint,
     "read": checks.check_read,
@@ -26,16 +25,6 @@ PAIRS = {
     "stuck": checks.check_stuck,
     "drops": checks.check_drops,
 }
-
-
-@cache
-def functions(name: str) -> dict:
-    """What a notebook defines; cells that print are left out."""
-    names: dict = {}
-    for cell in json.loads((EXERCISES / name).read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "print(" not in "".join(cell["source"]):
-            exec("".join(cell["source"]), names)
-    return names
 
 
 @pytest.mark.parametrize("name", PAIRS)

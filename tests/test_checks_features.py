@@ -5,24 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from exercise_code import functions
 
 from mmfusion_lib.checks import features as checks
-
-SOLUTIONS = Path(__file__).resolve().parents[1] / "book/exercises/02_solutions.ipynb"
-
-
-def solved() -> dict:
-    """The functions of the solutions notebook."""
-    names: dict = {}
-    for cell in json.loads(SOLUTIONS.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "result =" not in "".join(cell["source"]):
-            exec("".join(cell["source"]), names)
-    return names
-
 
 PAIRS = {
     "masked_mean": checks.check_masked_mean,
@@ -36,7 +24,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_solution_passes(name):
-    result = PAIRS[name](solved()[name])
+    result = PAIRS[name](functions("02_solutions.ipynb")[name])
     assert result.passed, str(result)
     assert str(result).endswith(": passed")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from exercise_code import functions
 from torch.nn import functional as F
 
 from mmfusion_lib import fusion, pmf
@@ -18,7 +17,6 @@ from mmfusion_lib.blocks import Block
 from mmfusion_lib.checks import fusion as checks
 from mmfusion_lib.encoders import build_encoder, named_config
 
-EXERCISES = Path(__file__).resolve().parents[1] / "book/exercises"
 PAIRS = {
     "query_stage": checks.check_query_stage,
     "text_side": checks.check_text_side,
@@ -28,16 +26,6 @@ PAIRS = {
     "pair_features": checks.check_pair_features,
     "build": checks.check_build,
 }
-
-
-@cache
-def functions(name: str) -> dict:
-    """What a notebook defines; cells that print are left out."""
-    names: dict = {}
-    for cell in json.loads((EXERCISES / name).read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "print(" not in "".join(cell["source"]):
-            exec("".join(cell["source"]), names)
-    return names
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from exercise_code import functions
 from torch.nn import functional as F
 
 from mmfusion_lib.checks import prismer as checks
@@ -16,7 +16,6 @@ from mmfusion_lib.checks import prismer_faults as faults
 from mmfusion_lib.decoder import IGNORED
 
 ROOT = Path(__file__).resolve().parents[1]
-EXERCISES = ROOT / "book/exercises"
 PAIRS = {
     "loss": checks.check_loss,
     "is_sound": faults.check_label_test,
@@ -25,16 +24,6 @@ PAIRS = {
     "scores": checks.check_scores,
     "is_honest": faults.check_choice_test,
 }
-
-
-@cache
-def functions(name: str) -> dict:
-    """What a notebook defines; cells that print are left out."""
-    names: dict = {}
-    for cell in json.loads((EXERCISES / name).read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "print(" not in "".join(cell["source"]):
-            exec("".join(cell["source"]), names)
-    return names
 
 
 @pytest.mark.parametrize("name", PAIRS)
