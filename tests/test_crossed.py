@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmfusion_lib import runs
+from mmfusion_lib.encoders import build_encoder, named_config
 from mmfusion_lib.recipes import (
     crossed,
     fusion_baselines,
+    pmf_cost,
     pmf_cost_steps,
     pmf_variants,
     scenes_baselines,
@@ -51,7 +55,13 @@ def test_every_encoder_is_another_one_where_fusion_begins(minilm, dinov2):
     assert len(set(seen)) == len(seen) == 4
 
 
-def test_steps_are_measured_and_drawn_against_full_fine_tuning(cache):
+def tiny(name):
+    config = replace(named_config(name), depth=3)
+    return build_encoder(replace(config, image_size=28) if config.kind == "image" else config)
+
+
+def test_steps_are_measured_and_drawn_against_full_fine_tuning(cache, monkeypatch):
+    monkeypatch.setattr(pmf_cost, "build_encoder", tiny)
     changes = {"encoders": ["dinov2-small", "minilm-l6"], "layers": [1, 2], "prompts": [4]}
     record = runs.run(pmf_cost_steps.RECIPE, "smoke", **changes)
     values = {name: value["mean"] for name, value in record.results.items()}
