@@ -2,7 +2,8 @@
 
 The set is small, and each modality alone is already useful, so that trained prompts can overfit.
 Three ways are compared at several training-set sizes: the probe ("linear"), PMF as published
-("pmf-untuned": random heads and messages), and PMF that starts as the probe ("pmf").
+("pmf-untuned": random heads and messages), and PMF that starts as the probe ("pmf"). Trained, the
+last is also tested with one side exchanged or missing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..data import subsets
 from ..records import spread
 from ..runs import Recipe, Settings
 from . import fusion_common as common
+from .entailment import controls
 
 
 def units(s: Settings) -> list[str]:
@@ -49,6 +51,9 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     result = common.fit(s, model, data, others["validation"], int(seed))
     scores = pair_training.logits(model, others["test"])
     hits["pmf" if way == "started" else "pmf-untuned"] = common.right(scores, test.labels)
+    if way == "started":
+        for name, part in controls(test, int(seed)).items():
+            hits[name] = common.right(common.test_logits(s, model, part), part.labels)
     curve = [row["accuracy"] for row in result.validations]
     losses = [row["loss"] for row in result.validations]
     return {"hits": hits, "validation": curve, "loss": losses, "seconds": result.seconds, **start}
@@ -95,9 +100,13 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             "mean": values.mean(1).tolist(),
             "std": values.std(1, correction=0).tolist(),
         }
+    rivals = ("image", "text", "linear", "late-average", "pmf-untuned")
+    exchanged = ("pmf-shuffled-image", "pmf-shuffled-text")
+    compared = [("pmf", name) for name in (*rivals, *exchanged)]
+    compared += [("text", "pmf-no-image"), ("image", "pmf-no-text")]  # one side is all there is
     comparisons = {
-        f"pmf - {name}": metrics.paired_bootstrap(hits["pmf"], hits[name], groups)._asdict()
-        for name in ("image", "text", "linear", "late-average", "pmf-untuned")
+        f"{a} - {b}": metrics.paired_bootstrap(hits[a], hits[b], groups)._asdict()
+        for a, b in compared
     }
     return {"results": results, "comparisons": comparisons, "curves": curves}
 
