@@ -187,7 +187,8 @@ class Claim:
         value: the claimed number; None where it was not available to us or is a direction.
         provenance: one of ``PROVENANCE``.
         tolerance: largest accepted absolute difference from ``value``.
-        least: in place of the two, a number that ours must reach.
+        least: in place of the two, a number that ours must reach; of a difference, what its interval
+            must lie above (None: 0; for "no worse", minus the margin).
         recipe, result: the record and its result (or comparison) that answers the claim.
         why: reason why it is not attempted; empty when it is.
     """
@@ -225,7 +226,7 @@ class Claim:
             return "-", "pending"
         text = record.text(self.result)
         if self.result in record.comparisons:
-            good = record.comparisons[self.result]["low"] > 0
+            good = record.comparisons[self.result]["low"] > (self.least or 0)
         elif self.least is not None:
             good = record.results[self.result]["mean"] >= self.least
         else:

@@ -73,6 +73,8 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
         ({"value": None, "tolerance": None, "least": 0.6}, "reproduced"),
         ({"value": None, "tolerance": None, "least": 0.61}, "not reproduced"),
         ({"result": "a - b"}, "reproduced"),  # the interval lies above 0
+        ({"result": "a - b", "least": 0.01}, "reproduced"),  # and above 0.01, but not above 0.03
+        ({"result": "a - b", "least": 0.03}, "not reproduced"),
         ({"recipe": "absent"}, "pending"),
         ({"recipe": "", "why": "no data"}, "not attempted: no data"),
     ],
@@ -85,6 +87,7 @@ def test_verdicts(tmp_path, changes, verdict):
 def test_an_interval_that_touches_zero_is_not_reproduced(tmp_path):
     make(comparisons={"a - b": {"difference": 0.1, "low": -0.01, "high": 0.2}}).save(tmp_path)
     assert claim(result="a - b").verdict(tmp_path)[1] == "not reproduced"
+    assert claim(result="a - b", least=-0.02).verdict(tmp_path)[1] == "reproduced"  # no worse
 
 
 def test_bad_claims_are_refused(tmp_path):
