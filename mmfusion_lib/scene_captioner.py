@@ -1,6 +1,6 @@
 """The captioner of scenes that comes with the book: a Prismer ``small`` cut down to what it needs.
 
-Chosen so that it trains in half an hour on a core and fits in a few megabytes: the picture is read by the
+Chosen so that it trains in less than an hour on a core and fits in a few megabytes: the picture is read by the
 encoder that chapter 3 tuned on scenes, the first three blocks of MiniLM write, the resampler has one
 layer, and word table, patches and positions stay as they were pretrained. The adaptors have a bottleneck
 and start near zero, as the paper says and its code does not: eight fresh ones would blur what the encoder
@@ -87,7 +87,7 @@ def load(name: str = "scene-captioner", experts: Sequence[str] = SCENE_EXPERTS) 
 
     first = records.results_root() / "weights" / name  # an absolute name stays what it is
     paths = sorted(first.parent.glob(f"{first.name}-*.safetensors"))
-    remedy = "run the recipe prismer-captions, which writes them."
+    remedy = "run the recipe prismer-longer, which writes them."
     if not paths:
         raise InputError(f"{first}-0.safetensors does not exist: {remedy}")
     found: dict[str, Tensor] = {}
