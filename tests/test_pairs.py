@@ -8,6 +8,7 @@ import torch
 from mmfusion_lib import InputError
 from mmfusion_lib.data import pair_problems, pairs
 from mmfusion_lib.data.pairs import Pairs
+from mmfusion_lib.recipes.entailment import controls
 
 
 def make(labels, classes=("a", "b", "c")) -> Pairs:
@@ -34,6 +35,24 @@ def test_several_labels_are_told_from_one():
     assert not make([0, 1, 2]).several
     several = make([[1.0, 0, 1], [0, 0, 1], [1, 0, 0]])
     assert several.several and pairs.present(several) == {0, 2}
+
+
+def test_controls_change_one_side_and_nothing_else():
+    labels = torch.arange(20) % 3
+    texts = [f"text {i}" for i in range(20)]
+    true = Pairs(list("abcdefghijklmnopqrst"), torch.arange(20), texts, labels, texts, tuple("abc"))
+    found = controls(true, seed=0)
+    for name, part in found.items():
+        assert torch.equal(part.labels, true.labels) and part.groups == true.groups, name
+        same_text, same_image = part.texts == texts, torch.equal(part.rows, true.rows)
+        assert (same_text, same_image) == (name.endswith("image"), name.endswith("text")), name
+    shuffled = found["pmf-shuffled-image"], found["pmf-shuffled-text"]
+    assert shuffled[0].rows.sort().values.tolist() == list(range(20))
+    assert sorted(shuffled[1].texts) == sorted(texts)
+    assert set(found["pmf-no-text"].texts) == {""}
+    grey = found["pmf-no-image"]
+    assert len(grey.images) == 1 and not grey.rows.any()
+    assert grey.images[0].getcolors() == [(112 * 112, (128, 128, 128))]
 
 
 def test_a_class_that_never_trains_is_named():
