@@ -6,15 +6,16 @@ few shots the decoder learns to look at the picture and to spell the names.
 **What is left out here.** The vision side stands still: its adaptors are silenced (`silence`) or, in a
 trained start, kept as they are, and patch projection, positions and outer norm do not train either.
 Published fine-tuning trains all of these. In return a picture's tokens are computed once for all seeds,
-shots and epochs, and a step costs a few times less. In training a random part of the tokens is hidden,
-anew for each item and epoch, which stands in for the random crops of pictures.
+shots and epochs, and a step costs a few times less. In place of crops that are drawn anew each epoch,
+each shot has a few fixed ones (`Views`), and a random part of the tokens is hidden, anew each time.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,18 @@ from torch import Tensor, nn
 
 from . import prismer_text
 from .data import scene_tasks
+from .data.images import open_image
 from .encoders import ImageEncoder
 from .errors import InputError
+from .features import Batch, Images
+from .files import digest
 from .prismer import Prismer
 from .prismer_encoder import PrismerEncoder
 from .prismer_training import IGNORED, prompt_tokens, text_loss
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
@@ -52,17 +59,72 @@ def silence(encoder: PrismerEncoder) -> PrismerEncoder:
     return encoder
 
 
-class VisionTokens(nn.Module):
-    """PrismerZ's whole vision side as one step, in the form that ``features.extract`` takes (depth 0)."""
+def view(picture: Image, seed: str) -> Image:
+    """A crop near the middle, 0.6 to 1 times the shorter side, every other one mirrored.
 
-    def __init__(self, encoder: PrismerEncoder):
+    Args:
+        picture: of any size and mode.
+        seed: decides which crop.
+    """
+    from PIL import ImageOps
+
+    rng = random.Random(seed)
+    side = rng.uniform(0.6, 1) * min(picture.size)
+    sizes = [min(side * rng.uniform(0.9, 1.1), whole) for whole in picture.size]
+    # Off the middle by at most a fifth of what the crop leaves out.
+    corner = [
+        (whole - size) * (0.5 + rng.uniform(-0.2, 0.2)) for whole, size in zip(picture.size, sizes)
+    ]
+    ends = [at + max(size, 1) for at, size in zip(corner, sizes)]
+    crop = picture.crop(tuple(int(x) for x in (*corner, *ends)))
+    return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
+
+
+class Views:
+    """Pictures and views of them, cut when they are needed, in the form that ``features.extract`` takes.
+
+    Args:
+        images: of the features.
+        chosen: (number of the picture, number of its view) an item; view 0 is the picture itself.
+    """
+
+    def __init__(self, images: Images, chosen: Sequence[tuple[int, int]]):
+        self.images, self.chosen = images, list(chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Items start..stop-1 as (B, 3, H, W)."""
+        cut = []
+        for row, number in self.chosen[start:stop]:
+            picture = open_image(self.images.sources[row])
+            cut.append(view(picture, f"{row}-{number}") if number else picture)
+        return Images(cut, self.images.transform).batch(0, len(cut))
+
+    def digest(self) -> str:
+        """Digest of all pictures and of what is chosen."""
+        return digest(self.images.digest(), self.chosen)
+
+
+class VisionTokens(nn.Module):
+    """PrismerZ's whole vision side as one step, in the form that ``features.extract`` takes (depth 0).
+
+    Args:
+        encoder: of PrismerZ.
+        side: see `middle`; None: all patches.
+    """
+
+    def __init__(self, encoder: PrismerEncoder, side: int | None = None):
         super().__init__()
-        self.encoder, self.config = encoder, encoder.config
+        self.encoder, self.side = encoder, side
+        self.config = encoder.config, side  # what tells caches of features apart
         self.layers = nn.ModuleList()
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L, D)."""
-        return self.encoder({"rgb": pixels})
+        tokens = self.encoder({"rgb": pixels})
+        return tokens if self.side is None else middle(tokens, self.side)
 
 
 def middle(tokens: Tensor, side: int) -> Tensor:

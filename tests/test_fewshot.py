@@ -187,7 +187,47 @@ def test_tail_goes_on_from_cached_tokens():
         fewshot.Tail(encoder, 3, 3)
 
 
+def test_a_view_is_a_crop_near_the_middle_and_stays_the_same():
+    from PIL import Image
+
+    x = torch.arange(200, dtype=torch.uint8).repeat(100, 1)  # (100, 200), columns are numbered
+    wide = Image.fromarray(x.numpy()).convert("RGB")
+    cut = [fewshot.view(wide, str(i)) for i in range(40)]
+    assert all(53 <= size <= 110 for one in cut for size in one.size)  # 0.6 * 0.9 to 1 * 1.1
+    ends = [one.getpixel((x, 0))[0] for one in cut for x in (0, one.width - 1)]
+    assert min(ends) >= 20 and max(ends) <= 180  # 200 wide, at least 53 of them kept near 100
+    mirrored = [one.getpixel((0, 0)) > one.getpixel((one.width - 1, 0)) for one in cut]
+    assert 10 < sum(mirrored) < 30
+    assert len({one.size for one in cut}) > 10
+    assert fewshot.view(wide, "7").tobytes() == cut[7].tobytes()
+    assert fewshot.view(wide.crop((0, 0, 1, 1)), "0").size == (1, 1)
+
+
+def test_views_are_read_as_pictures_are():
+    from PIL import Image
+
+    transform = checkpoints.image_transform("dinov2-small", size=28)
+    pictures = [Image.new("RGB", (40, 30), (90 * i, 0, 0)) for i in range(2)]
+    images = features.Images(pictures, transform)
+    some = fewshot.Views(images, [(1, 0), (0, 3), (1, 0)])
+    assert len(some) == 3
+    batch = some.batch(0, 3).inputs
+    assert torch.equal(batch[[0, 2]], images.batch(1, 2).inputs.expand(2, -1, -1, -1))
+    assert torch.allclose(batch[1], images.batch(0, 1).inputs[0], atol=1e-5)  # of one colour
+    assert some.digest() != fewshot.Views(images, [(1, 0), (0, 2), (1, 0)]).digest()
+
+
 # ---------------------------------------------------------------- the recipe
+
+
+def test_a_class_is_learnt_from_as_many_pictures_whatever_the_shots(monkeypatch):
+    labels = torch.arange(3).repeat(20)
+    monkeypatch.setattr(recipe, "pictures", lambda s, split: (None, labels))
+    found = {k: recipe.chosen({"views": 16}, k, seed=1) for k in (1, 4, 16)}
+    assert all(len(set(pairs)) == 48 for pairs in found.values())
+    assert {number for _, number in found[4]} == {0, 1, 2, 3}
+    assert {number for _, number in found[16]} == {0}
+    assert {row for row, _ in found[1]} < {row for row, _ in found[4]}
 
 
 def test_units_come_ends_first_and_are_summed_up(monkeypatch):

@@ -1,11 +1,12 @@
 """Naming groceries from 1 to 16 photographs a product: Prismer against simpler ways on the same encoder.
 
 Every way reads the same pictures through the same blocks of the same image encoder, and of each picture
-the patches in the middle, where people hold what they photograph. "prismer" is PrismerZ (nobody has exact
-maps of a photograph) with its vision side standing still, see ``fewshot``; it chooses among the 81 names
-by ranking. "probe" is a softmax regression and "mean" the nearest class mean, both on the mean of the same
-tokens; "whitened" is the latter after all directions in which tokens vary were made to count alike. "tuned"
-trains the last blocks with a linear head.
+the patches in the middle, where people hold what they photograph. A class is learnt from 16 pictures: the
+shots, and views of them (``fewshot.view``), the same for all ways. "prismer" is PrismerZ (nobody has
+exact maps of a photograph) with its vision side standing still, see ``fewshot``; it chooses among the 81
+names by ranking. "probe" is a softmax regression and "mean" the nearest class mean, both on the mean of
+the same tokens; "whitened" is the latter after all directions in which tokens vary were made to count
+alike. "tuned" trains the last blocks with a linear head.
 
 Settings were fixed on the validation split, which has 60 of the 81 classes, with shots of seed 0; the
 probe's weight decay is chosen there anew for each unit, which favours the probe. The test split is read
@@ -72,11 +73,11 @@ def units(s: Settings) -> list[str]:
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Learn from the shots; test hits, validation accuracy, seconds of training and of naming."""
     way, shots, seed = unit.split("-")
-    labels = {split: pictures(s, split)[1] for split in SPLITS}
-    rows = fewshot.draw(labels["train"].tolist(), int(shots), int(seed))
+    labels = {split: pictures(s, split)[1] for split in SPLITS[1:]}
+    labels["train"] = pictures(s, "train")[1][[row for row, _ in chosen(s, int(shots), int(seed))]]
     ways = {"mean": _mean, "whitened": partial(_mean, white=True), "probe": _probe}
     learn = (ways | {"prismer": _prismer, "tuned": _tuned})[way]
-    found = learn(s, rows, labels, int(seed))
+    found = learn(s, int(shots), labels, int(seed))
     right = found["test"] == labels["test"]
     return {
         "hits": "".join("01"[int(x)] for x in right),
@@ -85,72 +86,68 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     }
 
 
+def chosen(s: Settings, shots: int, seed: int) -> list[tuple[int, int]]:
+    """What is learnt from: rows of the training split, each with the number of a view (0: as it is)."""
+    rows = fewshot.draw(pictures(s, "train")[1].tolist(), shots, seed)
+    return [(row, number) for row in rows for number in range(max(1, s["views"] // shots))]
+
+
 def _mean(
-    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int, white: bool = False
+    s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int, white: bool = False
 ) -> dict[str, Any]:
-    tokens = vision(s, prismer(s, seed))
-    shots = tokens["train"][rows]  # (K, L, D)
+    tokens = vision(s, prismer(s, seed), shots, seed)
     means = {split: part.mean(1) for split, part in tokens.items()}  # (N, L, D) -> (N, D) each
     if white:
-        centre, turn = fewshot.whitening(shots)
+        centre, turn = fewshot.whitening(tokens["train"])
         means = {split: (part - centre) @ turn for split, part in means.items()}
-    learnt = means["train"][rows], labels["train"][rows]
+    learnt = means["train"], labels["train"]
     return {
         split: fewshot.nearest_mean(*learnt, means[split], s["classes"]) for split in SPLITS[1:]
     }
 
 
-def _probe(
-    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
-) -> dict[str, Any]:
-    values = {split: tokens.mean(1) for split, tokens in vision(s, prismer(s, seed)).items()}
+def _probe(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) -> dict[str, Any]:
+    tokens = vision(s, prismer(s, seed), shots, seed)
+    values = {split: part.mean(1) for split, part in tokens.items()}
     start = time.perf_counter()
     probe = probes.fit_probe(
-        values["train"][rows], labels["train"][rows],
+        values["train"], labels["train"],
         values["validation"], labels["validation"], num_classes=s["classes"],
     )  # fmt: skip
     more = {"decay": probe.decay, "training seconds": time.perf_counter() - start}
     return {**{split: probe.predict(values[split]) for split in SPLITS[1:]}, "more": more}
 
 
-def _prismer(
-    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
-) -> dict[str, Any]:
+def _prismer(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) -> dict[str, Any]:
     model = prismer(s, seed)
-    latents = vision(s, model)
+    latents = vision(s, model, shots, seed)
     names = names_of(s)
-    items = fewshot.Named(
-        latents["train"][rows], labels["train"][rows], names, model.tokenizer, s["seen"]
-    )
-    result = train.fit(model, items, fewshot.objective, _config(s, "prismer", len(rows), seed))
+    items = fewshot.Named(latents["train"], labels["train"], names, model.tokenizer, s["seen"])
+    result = train.fit(model, items, fewshot.objective, _config(s, "prismer", len(items), seed))
     start = time.perf_counter()
     options = {"shortlist": s["shortlist"], "smoothing": s["smoothing"]}
     found = {
         split: fewshot.rank_names(model, latents[split], names, **options) for split in SPLITS[1:]
     }
-    pictures = sum(len(latents[split]) for split in SPLITS[1:])
-    per_second = pictures / (time.perf_counter() - start)
+    ranked = sum(len(latents[split]) for split in SPLITS[1:])
+    per_second = ranked / (time.perf_counter() - start)
     more = {"training seconds": result.seconds, "named a second": per_second}
     return {**found, "more": {**more, "loss": result.losses[-1], "steps": result.steps}}
 
 
-def _tuned(
-    s: Settings, rows: list[int], labels: dict[str, torch.Tensor], seed: int
-) -> dict[str, Any]:
+def _tuned(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) -> dict[str, Any]:
     depth, below = s["image_layers"], s["image_layers"] - s["tuned_blocks"]
     encoder = checkpoints.load_image_encoder(ENCODERS["small"][0], depth=depth)
-    options = {"depths": [below], "dtype": "float32"}
     tokens = {
-        split: fewshot.middle(extract(encoder, pictures(s, split)[0], **options)[below].values,
-                              s["middle"])
-        for split in SPLITS
-    }  # fmt: skip
+        split: fewshot.middle(part, s["middle"])
+        for split, part in tokens_of(s, encoder, below, s["tuned_shots"], shots, seed).items()
+    }
     torch.manual_seed(seed)
     model = fewshot.Tail(encoder, below, s["classes"])
     items = [
-        {"tokens": tokens["train"][row], "labels": labels["train"][row]} for row in rows
+        {"tokens": one, "labels": label} for one, label in zip(tokens["train"], labels["train"])
     ]  # fmt: skip
-    config = _config(s, "tuned", len(rows), seed)
+    config = _config(s, "tuned", len(items), seed)
     result = train.fit(model, items, fewshot.Tail.loss, config)
     found = {split: fewshot.predict(model, tokens[split]) for split in SPLITS[1:]}
     return {**found, "more": {"training seconds": result.seconds, "loss": result.losses[-1]}}
@@ -181,15 +178,30 @@ def prismer(s: Settings, seed: int) -> Prismer:
     return model
 
 
-def vision(s: Settings, model: Prismer) -> dict[str, torch.Tensor]:
-    """(N, L, D) by split: the middle of each picture, from the cache; no seed changes them."""
-    encoder, options = fewshot.VisionTokens(model.encoder), {"depths": [0], "dtype": "float32"}
-    return {
-        split: fewshot.middle(
-            extract(encoder, pictures(s, split)[0], **options)[0].values, s["middle"]
-        )
-        for split in SPLITS
-    }
+def vision(s: Settings, model: Prismer, shots: int, seed: int) -> dict[str, torch.Tensor]:
+    """(N, L, D) by split: the middle of each picture that is learnt from, validated and tested on."""
+    encoder = fewshot.VisionTokens(model.encoder, s["middle"])
+    return tokens_of(s, encoder, 0, s["shots"], shots, seed)
+
+
+def tokens_of(
+    s: Settings, encoder: Any, depth: int, every: list[int], shots: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """(N, L, D) by split at a depth, from the cache.
+
+    What is learnt from is computed once a seed for ``every`` number of shots: those of fewer are among
+    those of more.
+    """
+
+    def read(data: Any) -> torch.Tensor:
+        return extract(encoder, data, depths=[depth])[depth].values
+
+    wanted = [pair for k in every for pair in chosen(s, k, seed)]
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(wanted))}
+    train = read(fewshot.Views(pictures(s, "train")[0], list(places)))
+    tokens = {split: read(pictures(s, split)[0]) for split in SPLITS[1:]}
+    tokens["train"] = train[[places[pair] for pair in chosen(s, shots, seed)]]
+    return {split: part.float() for split, part in tokens.items()}
 
 
 def names_of(s: Settings) -> list[str]:
@@ -241,9 +253,10 @@ LAB = {
     "image_layers": 8,
     "image_size": 224,
     "middle": 10,  # patches a side, of 16
+    "views": 16,  # pictures that a class is learnt from: its shots, and views of them
     "text_layers": 3,
     "freeze": "lang_vision",
-    "seen": 64,  # of 100 tokens, at a time, in training
+    "seen": 25,  # of 100 tokens, at a time, in training
     "shortlist": 8,
     "smoothing": 0.1,
     "prismer": {"steps": 300, "batch_size": 16, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1},
@@ -266,6 +279,7 @@ RECIPE = Recipe(
             "image_layers": 2,
             "image_size": 56,
             "middle": 3,
+            "views": 2,
             "text_layers": 1,
             "seen": 4,
             "tuned_blocks": 1,
@@ -279,7 +293,6 @@ RECIPE = Recipe(
             "image_layers": 12,
             "image_size": 224,
             "text_layers": 6,
-            "seen": 64,
             "prismer": {**LAB["prismer"], "steps": 1000, "batch_size": 64},
             "tuned": {**LAB["tuned"], "steps": 1000, "batch_size": 64},
         },
