@@ -17,6 +17,7 @@ from . import (
     pmf_paper,
     pmf_search,
     pmf_variants,
+    prismer_answers,
     prismer_captions,
     prismer_cost,
     prismer_experts,
@@ -26,6 +27,7 @@ from . import (
     prismer_speed,
     scene_encoder,
     scenes_baselines,
+    scenes_fewshot,
     scratch_vit,
 )
 
@@ -49,6 +51,8 @@ ALL = (
     figures_captions.RECIPE,
     prismer_parts.RECIPE,
     groceries_fewshot.RECIPE,
+    scenes_fewshot.RECIPE,
+    prismer_answers.RECIPE,
     both_papers.RECIPE,
     pmf_variants.LAYERS,
     pmf_variants.PROMPTS,
