@@ -107,7 +107,7 @@ def test_what_a_question_alone_gives():
 def test_the_summary_follows_from_the_units(two_scenes):
     captions = CAPTIONS | {"ways": recipe.PAIR}
     right, wrong = ["blue", "mug"], ["red", "mug"]
-    unit = {"trainable": 5, "seconds": 1.0}
+    unit = {"trainable": 5, "seconds": 1.0, "data_wait_share": 0.0, "samples_per_second": 8.0}
     done = {
         "0-prismer": unit | {"before": wrong, "after": right},
         "0-prismerz": unit | {"before": wrong, "after": wrong},

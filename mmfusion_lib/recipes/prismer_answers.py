@@ -83,6 +83,8 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         "loss": result.losses[-1],
         "steps": result.steps,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "samples_per_second": result.samples_per_second,
+        "data_wait_share": result.data_wait_share,
         "seconds": result.seconds,
         "peak_bytes": result.peak_bytes,
     }
@@ -142,6 +144,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
                 results[f"{way}-{when}-{kind}"] = spread(found[:, numbers].mean(1).tolist())
         results[f"{way}-trainable"] = spread([runs[0]["trainable"]], "parameters")
         results[f"{way}-seconds"] = spread([run["seconds"] for run in runs], "seconds")
+        results[f"{way}-data-wait"] = spread([run["data_wait_share"] for run in runs], "share")
+        rates = [run["samples_per_second"] for run in runs]
+        results[f"{way}-rate"] = spread(rates, "samples per second")
     groups = [row["scene"] for row in asked]
     pairs = {
         f"{way}: after - before": ((way, "after"), (way, "before")) for way in captions["ways"]
