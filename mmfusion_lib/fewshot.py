@@ -60,7 +60,9 @@ def silence(encoder: PrismerEncoder) -> PrismerEncoder:
 
 
 def view(picture: Image, seed: str) -> Image:
-    """A crop near the middle, 0.6 to 1 times the shorter side, every other one mirrored.
+    """A crop near the middle, half of the time mirrored.
+
+    Its side is 0.6 to 1 times the picture's shorter one, each of the two changed by up to a tenth.
 
     Args:
         picture: of any size and mode.
@@ -112,10 +114,10 @@ class VisionTokens(nn.Module):
 
     Args:
         encoder: of PrismerZ.
-        side: see `middle`; None: all patches.
+        side: patches that are kept, see `middle`.
     """
 
-    def __init__(self, encoder: PrismerEncoder, side: int | None = None):
+    def __init__(self, encoder: PrismerEncoder, side: int):
         super().__init__()
         self.encoder, self.side = encoder, side
         self.config = encoder.config, side  # what tells caches of features apart
@@ -123,8 +125,7 @@ class VisionTokens(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L, D)."""
-        tokens = self.encoder({"rgb": pixels})
-        return tokens if self.side is None else middle(tokens, self.side)
+        return middle(self.encoder({"rgb": pixels}), self.side)
 
 
 def middle(tokens: Tensor, side: int) -> Tensor:

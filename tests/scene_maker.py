@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from mmfusion_lib.data.scene_objects import COLOURS, KINDS, TEXTURES, WORDS
@@ -74,3 +75,23 @@ def make_graphs(split: str, count: int) -> list[dict]:
             item["texture"] = "plain" if sign else item["texture"]
         graphs.append(graph(*things, name=f"{split}-{len(graphs):06d}"))
     return graphs
+
+
+GRAPHS = [
+    graph(thing("mug", "red"), name="test-000000"),
+    graph(thing("ball", "blue"), name="test-000001"),
+]
+ASKED = [  # of the second scene, then of the first
+    {"scene": "test-000001", "index": 1, "question": "Which?", "answer": "blue", "type": "colour"},
+    {"scene": "test-000000", "index": 0, "question": "What?", "answer": "mug", "type": "kind"},
+]
+
+
+def serve_two_scenes(monkeypatch, pictures: dict) -> None:
+    """``scene_texts.scene_items`` reads ``GRAPHS`` and ``ASKED``, with these pictures, from now on."""
+    from mmfusion_lib import scene_texts
+
+    table = {"graph": [json.dumps(g) for g in GRAPHS], "id": [g["id"] for g in GRAPHS]}
+    monkeypatch.setattr(scene_texts.scenes, "load", lambda split, count: table)
+    monkeypatch.setattr(scene_texts.scene_batch, "batch", lambda *given, **options: pictures)
+    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: ASKED)

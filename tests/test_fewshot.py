@@ -79,9 +79,9 @@ def test_tokens_from_the_cache_are_those_of_encode(cache, model):
         def digest(self):
             return "three"
 
-    encoder = fewshot.VisionTokens(model.encoder)
+    encoder = fewshot.VisionTokens(model.encoder, 2)
     found = features.extract(encoder, Ready(), depths=[0], dtype="float32", progress=False)[0]
-    expected = model.encode({"rgb": torch.stack(pictures)})
+    expected = fewshot.middle(model.encode({"rgb": torch.stack(pictures)}), 2)
     torch.testing.assert_close(found.values, expected.detach())
 
 

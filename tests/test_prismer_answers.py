@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from scene_maker import graph, thing
+from scene_maker import serve_two_scenes
 from torch.utils.data import default_collate
 
-from mmfusion_lib import prismer_training, scene_captioner, scene_texts
+from mmfusion_lib import prismer_training, scene_captioner
 from mmfusion_lib.recipes import prismer_answers as recipe
 from mmfusion_lib.recipes import prismer_captions
 
-GRAPHS = [
-    graph(thing("mug", "red"), name="test-000000"),
-    graph(thing("ball", "blue"), name="test-000001"),
-]
-ASKED = [  # of the second scene, then of the first
-    {"scene": "test-000001", "index": 1, "question": "Which?", "answer": "blue", "type": "colour"},
-    {"scene": "test-000000", "index": 0, "question": "What?", "answer": "mug", "type": "kind"},
-]
 CAPTIONS = prismer_captions.SMOKE | {
     "ways": {"prismerz": recipe.PAIR["prismerz"]},
     "count": {"train": 2, "validation": 2, "test": 2},
@@ -39,11 +29,8 @@ S = recipe.LAB | {
 @pytest.fixture
 def two_scenes(monkeypatch, minilm, dinov2):
     """Two made scenes in place of rendered ones, and a small captioner."""
-    table = {"graph": [json.dumps(g) for g in GRAPHS], "id": [g["id"] for g in GRAPHS]}
     pictures = {"rgb": torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))}
-    monkeypatch.setattr(scene_texts.scenes, "load", lambda split, count: table)
-    monkeypatch.setattr(scene_texts.scene_batch, "batch", lambda *given, **options: pictures)
-    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: ASKED)
+    serve_two_scenes(monkeypatch, pictures)
     sizes = {**scene_captioner.SIZES, "image": 1, "text": 1, "adaptor_bottleneck": 8}
     monkeypatch.setattr(scene_captioner, "SIZES", sizes)
     prismer_captions._loaded.cache_clear()

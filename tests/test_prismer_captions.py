@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from scene_maker import graph, thing
+from scene_maker import ASKED, GRAPHS, serve_two_scenes
 from torch.utils.data import default_collate
 
 from mmfusion_lib import checkpoints, prismer_training, scene_captioner, scene_texts, scene_truth
@@ -16,24 +14,12 @@ from mmfusion_lib.prismer_training import PrismerItems
 from mmfusion_lib.recipes import prismer_captions as recipe
 from mmfusion_lib.recipes import prismer_parts
 
-GRAPHS = [
-    graph(thing("mug", "red"), name="test-000000"),
-    graph(thing("ball", "blue"), name="test-000001"),
-]
-ASKED = [  # of the second scene, then of the first
-    {"scene": "test-000001", "index": 1, "question": "Which?", "answer": "blue", "type": "colour"},
-    {"scene": "test-000000", "index": 0, "question": "What?", "answer": "mug", "type": "kind"},
-]
-
 
 @pytest.fixture
 def two_scenes(monkeypatch):
     """Two made scenes in place of rendered ones; the picture of each is its number."""
-    table = {"graph": [json.dumps(g) for g in GRAPHS], "id": [g["id"] for g in GRAPHS]}
     pictures = {"rgb": torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 3, 16, 16)}
-    monkeypatch.setattr(scene_texts.scenes, "load", lambda split, count: table)
-    monkeypatch.setattr(scene_texts.scene_batch, "batch", lambda *given, **options: pictures)
-    monkeypatch.setattr(scene_texts.scene_tasks, "vqa", lambda graphs, limit: ASKED)
+    serve_two_scenes(monkeypatch, pictures)
 
 
 def test_questions_stand_behind_captions_and_share_their_pictures(two_scenes):

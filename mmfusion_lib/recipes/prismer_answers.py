@@ -1,6 +1,6 @@
 """Questions after captions: the captioners of ``prismer_captions`` learn nothing but answers for a while.
 
-There, captions and answers are learnt together, and answers stay near chance. The paper first learns
+There, captions and answers are learnt together, and most types of questions stay near chance. The paper first learns
 captions, then tunes the model to questions. Here the second step is done, with and without experts, on the
 same questions again. The vision side stands still, where published tuning trains it too: so each picture's
 tokens are computed once, and a step costs little. What is found is what the decoder can read off tokens
@@ -65,10 +65,10 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     seed, _, way = unit.partition("-")
     captions = s["captions"]
     model = captioner(captions, way, int(seed))
-    experts = captions["ways"][way]
-    test, _, asked = prismer_captions.data(captions, "test", experts)
+    chosen = captions["ways"][way]
+    test, _, asked = prismer_captions.data(captions, "test", chosen)
     before = answer(captions, model, test, asked)
-    items, graphs, known = prismer_captions.data(captions, "train", experts)
+    items, graphs, known = prismer_captions.data(captions, "train", chosen)
     latents = encode(captions, model, items, len(graphs))
     drawn = subsets.stratified(
         [row["type"] for row in known], round(s["share"] * len(known)), int(seed)
