@@ -11,15 +11,18 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .files import read_json, write_json
+
+if TYPE_CHECKING:
+    from .train_config import TrainResult
 
 PACKAGES = ("torch", "numpy", "accelerate", "datasets", "transformers", "timm", "open_clip_torch")
 PROVENANCE = ("paper", "official code", "second-hand", "not available", "ours")
@@ -122,6 +125,28 @@ def spread(values: Iterable[float], unit: str = "accuracy") -> dict[str, Any]:
     values = [float(v) for v in values]
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "std": std, "values": values, "unit": unit}
+
+
+COSTS = {  # of training: name in a record -> field of TrainResult, unit
+    "seconds": ("seconds", "seconds"),
+    "rate": ("samples_per_second", "samples per second"),
+    "data-wait": ("data_wait_share", "share"),
+}
+
+
+def cost(result: TrainResult) -> dict[str, float]:
+    """What a training run took, as a unit keeps it."""
+    fields = *(field for field, _ in COSTS.values()), "peak_bytes"
+    return {field: getattr(result, field) for field in fields}
+
+
+def costs(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The ``spread`` of each cost that the units ``runs`` hold, by ``name-seconds`` and so on."""
+    return {
+        f"{name}-{what}": spread([run[field] for run in runs], unit)
+        for what, (field, unit) in COSTS.items()
+        if field in runs[0]
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -83,14 +83,6 @@ def test_another_training_is_another_captioner(two_scenes, cache, monkeypatch):
     assert asked == [("prismerz", 0), ("prismerz", 1), ("prismerz", 0)]
 
 
-def test_what_a_question_alone_gives():
-    rows = [("count", "How many?", a) for a in "0112"] + [("side", "Where?", a) for a in "lr"]
-    asked = [{"type": t, "question": q, "answer": a} for t, q, a in rows]
-    assert recipe.guess(asked) == {"count": 0.5, "side": 0.5}
-    asked[0]["question"] = "How many mugs?"  # now its wording gives it away
-    assert recipe.guess(asked)["count"] == 0.75
-
-
 def test_the_summary_follows_from_the_units(two_scenes):
     captions = CAPTIONS | {"ways": recipe.PAIR}
     right, wrong = ["blue", "mug"], ["red", "mug"]

@@ -123,6 +123,13 @@ def test_f1_is_scikit_learns(several):
         assert value == pytest.approx(expected)
 
 
+def test_what_a_text_alone_gives():
+    texts, labels = ["How many?"] * 4 + ["Where?"] * 2, [*"0112lr"]
+    assert metrics.text_alone(texts, labels) == 0.5
+    texts[0] = "How many mugs?"  # now its wording gives it away
+    assert metrics.text_alone(texts, labels) == pytest.approx(4 / 6)
+
+
 def test_metrics_refuse_other_lengths():
     with pytest.raises(ValueError, match="same shape"):
         metrics.accuracy(torch.zeros(3), torch.zeros(2))

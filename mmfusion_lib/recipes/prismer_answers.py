@@ -9,7 +9,7 @@ that were made for captions.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ..experts import tensors
 from ..files import digest
 from ..prismer import Prismer
 from ..prismer_training import PrismerItems, text_loss
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings, code_digest
 from ..trainable import freeze
 from . import prismer_captions
@@ -83,10 +83,7 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         "loss": result.losses[-1],
         "steps": result.steps,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "samples_per_second": result.samples_per_second,
-        "data_wait_share": result.data_wait_share,
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
+        **cost(result),
     }
 
 
@@ -112,18 +109,6 @@ def encode(captions: Settings, model: Prismer, items: PrismerItems, count: int) 
     return torch.cat(found)
 
 
-def guess(asked: list[dict]) -> dict[str, float]:
-    """Share right, by type, if each wording got the answer that is its most common in these very questions."""
-    answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    for row in asked:
-        answers[row["type"], row["question"]][row["answer"]] += 1
-    right, number = Counter(), Counter()
-    for (kind, _), found in answers.items():
-        right[kind] += max(found.values())
-        number[kind] += sum(found.values())
-    return {kind: right[kind] / number[kind] for kind in number}
-
-
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Accuracy before and after, by way and by type of question; paired intervals over scenes and seeds."""
     captions = s["captions"]
@@ -132,8 +117,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     for number, row in enumerate(asked):
         kinds[row["type"]].append(number)
     results, hits = {}, {}
-    for kind, share in guess(asked).items():
-        results[f"question alone-{kind}"] = spread([share], "bound")
+    for kind, numbers in kinds.items():
+        columns = ([asked[n][name] for n in numbers] for name in ("question", "answer"))
+        results[f"question alone-{kind}"] = spread([metrics.text_alone(*columns)], "bound")
     for way in captions["ways"]:
         runs = [done[f"{seed}-{way}"] for seed in s["seeds"]]
         for when in ("before", "after"):
@@ -143,10 +129,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             for kind, numbers in kinds.items():
                 results[f"{way}-{when}-{kind}"] = spread(found[:, numbers].mean(1).tolist())
         results[f"{way}-trainable"] = spread([runs[0]["trainable"]], "parameters")
-        results[f"{way}-seconds"] = spread([run["seconds"] for run in runs], "seconds")
-        results[f"{way}-data-wait"] = spread([run["data_wait_share"] for run in runs], "share")
-        rates = [run["samples_per_second"] for run in runs]
-        results[f"{way}-rate"] = spread(rates, "samples per second")
+        results |= costs(way, runs)
     groups = [row["scene"] for row in asked]
     pairs = {
         f"{way}: after - before": ((way, "after"), (way, "before")) for way in captions["ways"]

@@ -30,7 +30,7 @@ from ..prismer import Prismer, load_prismer
 from ..prismer_config import ENCODERS, MODELS, SCENE_EXPERTS
 from ..prismer_text import CLASS_PROMPT
 from ..prismer_training import PrismerItems
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings
 from ..trainable import freeze
 from .prismer_captions import with_maps_of
@@ -52,7 +52,7 @@ def units(s: Settings) -> list[str]:
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
-    """Learn from the shots; test hits, validation accuracy, seconds."""
+    """Learn from the shots; test hits, validation accuracy, what training took."""
     seed, shots, way = unit.split("-", 2)
     model = build(s, way, int(seed))
     learnt, _ = shown(s, "train", way, int(shots), int(seed))
@@ -71,8 +71,7 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "loss": result.losses[-1],
         "steps": result.steps,
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
+        **cost(result),
     }
 
 
@@ -181,7 +180,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             hits[way, k] = rows
             results[f"{way}-{k}"] = spread(rows.double().mean(1).tolist())
             results[f"{way}-{k}-validation"] = spread([run["validation"] for run in runs])
-            results[f"{way}-{k}-seconds"] = spread([run["seconds"] for run in runs], "seconds")
+            results |= costs(f"{way}-{k}", runs)
         results[f"{way}-trainable"] = spread([runs[0]["trainable"]], "parameters")
         found = [results[f"{way}-{k}"] for k in shots]
         curves[way] = {
