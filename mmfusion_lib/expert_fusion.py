@@ -230,18 +230,18 @@ def trained_parameters(
 
 
 def equalised(
-    config: ExpertFusionConfig, image: EncoderConfig, text: EncoderConfig
+    config: ExpertFusionConfig, like: ExpertFusionConfig, image: EncoderConfig, text: EncoderConfig
 ) -> ExpertFusionConfig:
-    """The same way, with mappings so wide that it trains as many parameters as "resampler" does.
+    """``config`` with mappings so wide that it trains as many parameters as ``like`` does.
 
     Whatever a way lacks - stems, resampler, messages of experts - it gets as width of all mappings.
     """
 
-    def count(way: str, width: int) -> int:
+    def count(width: int) -> int:
         pmf = replace(config.pmf, mapping_width=width)
-        return trained_parameters(replace(config, way=way, pmf=pmf), image, text)
+        return trained_parameters(replace(config, pmf=pmf), image, text)
 
-    one, two = count(config.way, 1), count(config.way, 2)  # parameters are linear in the width
-    wanted = count("resampler", config.pmf.mapping_width)
+    one, two = count(1), count(2)  # parameters are linear in the width
+    wanted = trained_parameters(like, image, text)
     width = max(1, 1 + round((wanted - one) / (two - one)))
     return replace(config, pmf=replace(config.pmf, mapping_width=width))

@@ -1,18 +1,24 @@
-"""Both papers together: a word that only an expert can read reaches a question on one of two roads.
+"""Both papers together: what experts see meets a text on one of two roads.
 
-"What does the sign say?", "What colour is the sign?" Which of the two is asked, the text alone knows.
-The colour is in the picture alone, as no map holds colours. The word is in the map of an expert that
-reads alone: it is too small for the image encoder. A picture without its question is right once in two,
-a question alone once in eight or in two dozen. The expert's tokens come by the resampler, by prompts, by
-both, or not at all. All ways train equally many parameters (``expert_fusion.equalised``), on the same
-questions in the same order.
+Two tasks on scenes, two recipes:
+
+signs        "What does the sign say?", "What colour is the sign?" The text alone knows which of the
+             two is asked. The word is too small for the image encoder: it is in the map of the expert
+             that reads. The colour is in the picture alone: no map holds colours.
+entailment   "There is a mug", "Something is red": true or false of the picture? Each sentence and each
+             picture is true as often as false. Two maps hold the kinds of things, none holds colours.
+
+The expert's tokens come by the resampler, by prompts, by both, or not at all. All ways train equally many
+parameters (``expert_fusion.equalised``) on the same pairs in the same order. At lab scale, the sizes of
+those with experts are such that a training step keeps equally many bytes for each pair. Each way and
+seed takes the learning rate that is best on validation. For entailment there is one: 1e-3, tried with the
+resampler, had taught nothing after two epochs.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import Any
 
@@ -24,21 +30,21 @@ from torch.utils.data import Dataset, default_collate
 from .. import accounting, checkpoints, metrics, pair_training, scene_batch, train
 from ..data import scenes
 from ..data.pairs import Pairs
-from ..data.scene_facts import facts
+from ..data.scene_facts import Graph, facts
 from ..data.scene_objects import COLOURS, WORDS
+from ..data.scene_presence import LABELS, presence
 from ..data.scene_questions import QUESTIONS
 from ..expert_fusion import ExpertFusionConfig, ExpertPMF, equalised
 from ..expert_task import ExpertItems
 from ..experts import tensors
 from ..pmf import PMFConfig, PMFOutput
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings
 from . import fusion_common as common
 from .scene_encoder import encoded
 
 MIB = 2**20
-FAMILIES = {"word": tuple(WORDS), "colour": tuple(COLOURS)}  # what is asked -> its answers
-ANSWERS = tuple(answer for answers in FAMILIES.values() for answer in answers)
+ANSWERS = {"word": tuple(WORDS), "colour": tuple(COLOURS)}  # to the questions about signs
 WAYS = ("none", "resampler", "prompts", "both")
 COMPARED = (
     ("prompts", "resampler"),
@@ -47,42 +53,53 @@ COMPARED = (
     ("prompts", "none"),
     ("resampler", "none"),
 )
-UNITS = {"trainable": "parameters", "activations": "MiB per sample", "seconds": "seconds"}
+Asked = list[tuple[int, str, int, str]]  # (place of its scene, text, label, what it is about) each
 
 # The data.
 
 
+def signs(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
+    """Two questions about each scene that has one clear sign; the classes."""
+    found, classes, rng = [], sum(ANSWERS.values(), ()), random.Random("signs")
+    for place, graph in enumerate(graphs):
+        known = facts(graph)
+        if ("word", "sign") in known:
+            for kind in ANSWERS:
+                text = rng.choice(QUESTIONS[kind]).format("sign")
+                found.append((place, text, classes.index(known[kind, "sign"]), kind))
+    return found, classes
+
+
+def claims(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
+    """True and false sentences about a colour or a kind; the classes."""
+    found = [
+        (row["index"], row["hypothesis"], LABELS.index(row["label"]), row["type"])
+        for row in presence(graphs)
+        if row["type"] != "both"
+    ]
+    return found, LABELS
+
+
 @lru_cache(maxsize=3)
-def questions(split: str, count: int) -> tuple[Any, Pairs, list[str]]:
-    """Of the first ``count`` scenes of a split: those with one clear sign, two questions each, their kinds.
+def asked(task: str, split: str, count: int) -> tuple[Any, Pairs, list[str]]:
+    """What is asked about the first ``count`` scenes of a split.
+
+    Args:
+        task: "signs" or "entailment".
 
     Returns:
-        U rows of ``scenes.load``, N = 2 U questions with their scenes as groups, N times "word" or
-        "colour".
+        U rows of ``scenes.load``: the scenes that are asked about; N pairs with their scenes as groups; what
+        each pair is about.
     """
     table = scenes.load(split, count)
-    known = [facts(json.loads(graph)) for graph in table["graph"]]
-    chosen = [row for row, found in enumerate(known) if ("word", "sign") in found]
-    table, rng = table.select(chosen), random.Random("signs")
-    texts, labels, kinds = [], [], []
-    for row in chosen:
-        for kind in FAMILIES:
-            texts.append(rng.choice(QUESTIONS[kind]).format("sign"))
-            labels.append(ANSWERS.index(known[row][kind, "sign"]))
-            kinds.append(kind)
-    rows = torch.arange(len(chosen)).repeat_interleave(len(FAMILIES))  # (N,)
+    graphs = [json.loads(graph) for graph in table["graph"]]
+    found, classes = {"signs": signs, "entailment": claims}[task](graphs)
+    used, rows = torch.tensor([place for place, *_ in found]).unique(return_inverse=True)
+    table = table.select(used.tolist())
     names = table["id"]
     groups = [names[row] for row in rows.tolist()]
-    part = Pairs(encoded(table), rows, texts, torch.tensor(labels), groups, ANSWERS)
-    return table, part, kinds
-
-
-def text_alone(part: Pairs) -> float:
-    """Share that is right when each question gets its most common answer of this very split."""
-    answers: dict[str, Counter] = defaultdict(Counter)
-    for text, label in zip(part.texts, part.labels.tolist()):
-        answers[text][label] += 1
-    return sum(max(each.values()) for each in answers.values()) / len(part.labels)
+    _, texts, labels, kinds = zip(*found)
+    return table, Pairs(encoded(table), rows, texts, torch.tensor(labels), groups, classes), kinds
 
 
 class AskedPictures(Dataset):
@@ -106,20 +123,21 @@ class AskedPictures(Dataset):
 
 def data(s: Settings, split: str, items: list[int] | None = None) -> AskedPictures:
     """A split, ready to train on or to be tested on."""
-    _, part, _ = questions(split, s["count"][split])
+    _, part, _ = asked(s["task"], split, s["count"][split])
     image, text = common.encoders(s)
     tokenizer = checkpoints.load_tokenizer(s["text_encoder"])
     cached = pair_training.cache(
         image, text, part, common.transform(s), tokenizer, tuple(s["depths"]),
         max_length=s["max_length"], items=items,
     )  # fmt: skip
-    return AskedPictures(cached, maps(split, s["count"][split], tuple(s["experts"]), s["map_size"]))
+    which = s["task"], split, s["count"][split]
+    return AskedPictures(cached, maps(*which, tuple(s["experts"]), s["map_size"]))
 
 
 @lru_cache(maxsize=3)
-def maps(split: str, count: int, experts: tuple[str, ...], size: int) -> ExpertItems:
+def maps(task: str, split: str, count: int, experts: tuple[str, ...], size: int) -> ExpertItems:
     """The experts' exact maps of the scenes that are asked about, ``size`` pixels a side."""
-    table, _, _ = questions(split, count)
+    table, _, _ = asked(task, split, count)
     batch = scene_batch.batch(table, lambda picture: torch.zeros(1), experts, size=size)
     kept = {name: batch[name] for name in experts}
     return ExpertItems(kept, torch.arange(len(table)), table["id"])
@@ -136,31 +154,41 @@ def units(s: Settings) -> list[str]:
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """Train one way; test hits, also with the maps of other scenes; parameters and activations."""
     seed, _, way = unit.partition("-")
-    model, result = trained(s, way, int(seed))
+    model, result, lr = trained(s, way, int(seed))
     test = data(s, "test")
     order = torch.randperm(len(test.maps), generator=torch.Generator().manual_seed(int(seed)))
     cases = {"true": test, "other": AskedPictures(test.pairs, test.maps.take(order))}
     return {
         "hits": {x: common.right(logits(model, each), test.labels) for x, each in cases.items()},
         "validation": [row["accuracy"] for row in result.validations],
+        "lr": lr,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "activations": activations(model, test) / MIB,
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
+        **cost(result),
     }
 
 
-def trained(s: Settings, way: str, seed: int) -> tuple[ExpertPMF, train.TrainResult]:
-    """The model of one way, trained on the pairs that ``seed`` draws; its best epoch is kept."""
-    held_out, model = data(s, "validation"), build(s, way, seed)
+def trained(s: Settings, way: str, seed: int) -> tuple[ExpertPMF, train.TrainResult, float]:
+    """The model of one way, trained on the pairs that ``seed`` draws, at each learning rate.
+
+    The best epoch of the best learning rate on validation is kept.
+    """
+    held_out = data(s, "validation")
+    drawn = common.drawn(s, asked(s["task"], "train", s["count"]["train"])[1], seed)
+    learnt = data(s, "train", drawn)
 
     def validate(model: nn.Module) -> dict[str, float]:
         found = logits(model, held_out).argmax(1)
         return {"accuracy": metrics.accuracy(found, held_out.labels)}
 
-    drawn = common.drawn(s, questions("train", s["count"]["train"])[1], seed)
-    config = train.TrainConfig(seed=seed, select="accuracy", **s["train"])
-    return model, train.fit(model, data(s, "train", drawn), objective, config, validate=validate)
+    def fit(lr: float) -> tuple[ExpertPMF, train.TrainResult]:
+        model = build(s, way, seed)
+        config = train.TrainConfig(seed=seed, select="accuracy", lr=lr, **s["train"])
+        return model, train.fit(model, learnt, objective, config, validate=validate)
+
+    tried = {lr: fit(lr) for lr in s["lrs"]}
+    lr = max(tried, key=lambda lr: tried[lr][1].best["accuracy"])
+    return *tried[lr], lr
 
 
 def build(s: Settings, way: str, seed: int) -> ExpertPMF:
@@ -171,9 +199,11 @@ def build(s: Settings, way: str, seed: int) -> ExpertPMF:
     encoders, above = common.encoders(s), s["pmf"]["num_fusion_layers"]
     for encoder, depth in zip(encoders, s["depths"]):
         encoder.layers = encoder.layers[: depth + above]
-    pmf = PMFConfig(len(ANSWERS), **s["pmf"])
-    config = ExpertFusionConfig(pmf, way, tuple(s["experts"]), **s["sizes"])
-    config = equalised(config, *(encoder.config for encoder in encoders))
+    classes = asked(s["task"], "validation", s["count"]["validation"])[1].classes
+    pmf, experts = PMFConfig(len(classes), **s["pmf"]), tuple(s["experts"])
+    like = ExpertFusionConfig(pmf, "resampler", experts, **s["sizes"]["resampler"])
+    config = ExpertFusionConfig(pmf, way, experts, **s["sizes"][way])
+    config = equalised(config, like, *(encoder.config for encoder in encoders))
     torch.manual_seed(seed)
     return ExpertPMF(*encoders, config)
 
@@ -211,20 +241,24 @@ def activations(model: ExpertPMF, items: Dataset, count: int = 8) -> float:
 
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of each way, in all and by family, its cost, and intervals over scenes and seeds."""
-    _, part, kinds = questions("test", s["count"]["test"])
-    results = {"text alone, at best": spread([text_alone(part)], "bound")}
+    _, part, kinds = asked(s["task"], "test", s["count"]["test"])
+    alone = metrics.text_alone(part.texts, part.labels.tolist())
+    results = {"text alone, at best": spread([alone], "bound")}
     hits, curves = {}, {}
     for way in s["ways"]:
         runs = [done[f"{seed}-{way}"] for seed in s["seeds"]]
         rows = hits[way] = common.hits([run["hits"]["true"] for run in runs])  # (S, N)
         results[way] = spread(rows.double().mean(1).tolist())
-        for kind in FAMILIES:
+        for kind in dict.fromkeys(kinds):
             columns = [number for number, other in enumerate(kinds) if other == kind]
             results[f"{way}-{kind}"] = spread(rows[:, columns].double().mean(1).tolist())
         other = common.hits([run["hits"]["other"] for run in runs])  # (S, N)
         results[f"{way}-other-maps"] = spread(other.double().mean(1).tolist())
-        for name, unit in UNITS.items():
-            results[f"{way}-{name}"] = spread([run[name] for run in runs], unit)
+        results[f"{way}-trainable"] = spread([runs[0]["trainable"]], "parameters")
+        kept = [run["activations"] for run in runs]
+        results[f"{way}-activations"] = spread(kept, "MiB per sample")
+        results[f"{way}-lr"] = spread([run["lr"] for run in runs], "learning rate")
+        results |= costs(way, runs)
         epochs = torch.tensor([run["validation"] for run in runs])  # (S, epochs)
         mean, std = epochs.mean(0).tolist(), epochs.std(0, correction=0).tolist()
         curves[way] = {"x": list(range(1, len(mean) + 1)), "mean": mean, "std": std}
@@ -239,9 +273,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
 LAB = {
     "seeds": [0, 1, 2],
     "ways": list(WAYS),
-    "count": {"train": 6000, "validation": 700, "test": 3000},  # scenes; two in nine have one sign
     "share": 0.9,  # of the training pairs that each seed draws
-    "experts": ["obj_detection", "ocr_detection"],
     "map_size": 56,
     "image_encoder": "scenes",  # as in the recipe "entailment"
     "image_layers": 10,
@@ -252,43 +284,97 @@ LAB = {
     "text_readout": None,
     "depths": [8, 4],  # layers of picture and text below fusion
     "max_length": 32,
+}
+TRAIN = {"batch_size": 32, "weight_decay": 0.01, "warmup": 0.05, "precision": "bf16"}
+SMOKE = {
+    "seeds": [0],
+    "ways": ["resampler", "prompts"],
+    "lrs": [1e-3],
+    "count": {"train": 150, "validation": 60, "test": 60},
+    "train": {**TRAIN, "epochs": 1, "batch_size": 16, "precision": "no"},
+}
+PAPER = {
+    **common.PAPER_ENCODERS,
+    "depths": [10, 10],
+    "map_size": 224,
+    "count": {"train": 60_000, "validation": 4000, "test": 10_000},
+    "experts": ["depth", "normal", "seg_scenes", "edge", "obj_detection", "ocr_detection"],
+    "pmf": {"num_fusion_layers": 2, "mapping_width": 384},
+    "sizes": {
+        "none": {},
+        "resampler": {"latents": 64, "resampler_layers": 4},
+        "prompts": {"expert_prompts": 16},
+        "both": {"expert_prompts": 16, "latents": 64, "resampler_layers": 4},
+    },
+    "train": {**TRAIN, "epochs": 10},
+}
+
+ON_SIGNS = {
+    **LAB,
+    "task": "signs",
+    "experts": ["obj_detection", "ocr_detection"],
+    "count": {"train": 6000, "validation": 700, "test": 3000},  # scenes; two in nine have one sign
     "pmf": {
         "num_fusion_layers": 1,
         "query_context_prompts": 0,
         "fusion_context_prompts": 0,
         "mapping_width": 192,
     },
-    "sizes": {"expert_prompts": 8, "latents": 16, "resampler_layers": 1},
-    "train": {"epochs": 6, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05},
+    "sizes": {
+        "none": {},
+        "resampler": {"latents": 16},
+        "prompts": {"expert_prompts": 24},
+        "both": {"expert_prompts": 4, "latents": 8},
+    },
+    "lrs": [5e-4, 1e-3],
+    "train": {**TRAIN, "epochs": 6},
 }
 
-RECIPE = Recipe(
-    name="both-papers",
-    title="A word only an expert reads: by resampler, by prompts, by both, not at all",
-    chapter="05",
-    scales={
-        "smoke": {
-            **LAB,
-            "seeds": [0],
-            "ways": ["resampler", "prompts"],
-            "count": {"train": 150, "validation": 60, "test": 60},
-            "train": {**LAB["train"], "epochs": 1, "batch_size": 16},
-        },
-        "lab": LAB,
-        "paper": {
-            **LAB,
-            **common.PAPER_ENCODERS,
-            "depths": [10, 10],
-            "map_size": 224,
-            "count": {"train": 60_000, "validation": 4000, "test": 10_000},
-            "experts": ["depth", "normal", "seg_scenes", "edge", "obj_detection", "ocr_detection"],
-            "pmf": {"num_fusion_layers": 2, "mapping_width": 384},
-            "sizes": {"expert_prompts": 16, "latents": 64, "resampler_layers": 4},
-            "train": {**LAB["train"], "epochs": 10},
-        },
+ON_CLAIMS = {
+    **LAB,
+    "task": "entailment",
+    "experts": ["obj_detection", "seg_scenes"],
+    "count": {"train": 2000, "validation": 200, "test": 1000},  # scenes
+    "pmf": {"num_fusion_layers": 2, "mapping_width": 192},
+    "sizes": {
+        "none": {},
+        "resampler": {"latents": 16},
+        "prompts": {"expert_prompts": 16},
+        "both": {"expert_prompts": 4, "latents": 6},
     },
-    minutes={"smoke": 0.3, "lab": 60, "paper": 3000},
-    units=units,
-    run_unit=run_unit,
-    summarise=summarise,
+    "lrs": [5e-4],
+    "train": {**TRAIN, "epochs": 4},
+}
+
+
+def _recipe(name: str, title: str, lab: Settings, minutes: float) -> Recipe:
+    """One task at its three scales."""
+    return Recipe(
+        name=name,
+        title=title,
+        chapter="05",
+        scales={
+            "smoke": {**lab, **SMOKE},
+            "lab": lab,
+            "paper": {**lab, **PAPER},
+        },
+        minutes={"smoke": 0.3, "lab": minutes, "paper": 3000},
+        units=units,
+        run_unit=run_unit,
+        summarise=summarise,
+        trials=len(lab["lrs"]),
+    )
+
+
+SIGNS = _recipe(
+    "both-papers",
+    "A word only an expert reads: by resampler, by prompts, by both, not at all",
+    ON_SIGNS,
+    40,
+)
+ENTAILMENT = _recipe(
+    "both-papers-entailment",
+    "Is it in the picture? Experts: by resampler, by prompts, by both, not at all",
+    ON_CLAIMS,
+    75,
 )
