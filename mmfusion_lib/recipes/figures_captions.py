@@ -82,10 +82,7 @@ def _trained(s: Settings, chosen: list[int], seed: int) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "losses": result.losses[:: s["every"]],
         "validation": [row["loss"] for row in result.validations],
-        "seconds": result.seconds,
-        "samples_per_second": result.samples_per_second,
-        "data_wait_share": result.data_wait_share,
-        "peak_bytes": result.peak_bytes,
+        **records.cost(result),
     }  # fmt: skip
 
 
@@ -121,8 +118,8 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         results[f"{way}-different"] = spread(different, "share")
         if "losses" not in rows[0]:
             continue
-        for name, unit in MEASURED.items():
-            results[f"{way}-{name}"] = spread([row[name] for row in rows], unit)
+        results[f"{way}-trainable"] = spread([row["trainable"] for row in rows], "parameters")
+        results |= records.costs(way, rows)
         lowest = [min(row["validation"]) for row in rows]
         results[f"{way}-validation"] = spread(lowest, "nats a text")
         for name, every in (("losses", s["every"]), ("validation", 1)):
@@ -179,12 +176,6 @@ def write_examples(scale: str = "lab", path: Path | None = None) -> Path:
     return path
 
 
-MEASURED = {
-    "trainable": "parameters",
-    "seconds": "seconds",
-    "samples_per_second": "samples per second",
-    "data_wait_share": "share",
-}
 LAB = {
     "seeds": [0, 1, 2],
     "ways": ["prismerz", "nearest", "common"],

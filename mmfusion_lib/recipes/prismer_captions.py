@@ -33,7 +33,7 @@ from ..data.scene_objects import COLOURS, KINDS
 from ..prismer import Prismer
 from ..prismer_config import ENCODERS, SCENE_EXPERTS
 from ..prismer_training import PrismerItems
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings
 from ..scene_texts import SceneTalk, scene_items, talk_objective
 from ..trainable import freeze
@@ -93,10 +93,7 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "losses": result.losses[:: s["every"]],
         "validation": [row["loss"] for row in result.validations],
-        "samples_per_second": result.samples_per_second,
-        "data_wait_share": result.data_wait_share,
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
+        **cost(result),
     }
 
 
@@ -233,10 +230,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             results[f"{name}-answers-{kind}"] = spread(found)
     for way, rows in runs.items():
         results[f"{way}-trainable"] = spread([rows[0]["trainable"]], "parameters")
-        results[f"{way}-seconds"] = spread([run["seconds"] for run in rows], "seconds")
-        results[f"{way}-data-wait"] = spread([run["data_wait_share"] for run in rows], "share")
-        rates = [run["samples_per_second"] for run in rows]
-        results[f"{way}-rate"] = spread(rates, "samples per second")
+        results |= costs(way, rows)
     first = next(iter(s["ways"]))
     scenes_of = [graph["id"] for graph in graphs], [row["scene"] for row in asked]
     comparisons = {
