@@ -7,6 +7,7 @@ import pytest
 
 from mmfusion_lib import InputError, records
 from mmfusion_lib.records import Claim, Record
+from mmfusion_lib.train_config import TrainResult
 
 BOOK = Path(__file__).parents[1] / "book"
 
@@ -57,6 +58,16 @@ def test_a_record_survives_the_file(tmp_path):
     assert record.text("a - b") == "+0.100 [0.020, 0.200]"
     with pytest.raises(InputError, match=r"no result 'z'.*a, a - b"):
         record.text("z")
+
+
+def test_what_training_cost():
+    result = TrainResult([], None, 5, 10.0, 4.0, 0.25, 100, "cpu")
+    unit = records.cost(result)
+    assert unit.pop("peak_bytes") == 100
+    found = records.costs("ours", [unit, {**unit, "seconds": 20.0}])
+    assert found["ours-seconds"]["values"] == [10, 20]
+    assert found["ours-rate"]["mean"] == 4 and found["ours-data-wait"]["mean"] == 0.25
+    assert list(records.costs("probe", [{"seconds": 1.0, "hits": "10"}])) == ["probe-seconds"]
 
 
 def test_a_file_that_is_no_record_is_named(tmp_path):
