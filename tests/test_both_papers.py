@@ -51,8 +51,8 @@ def test_claims_give_nothing_away_by_themselves(forget):
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab["task"])
-def test_all_ways_cost_the_same(lab, minilm, dinov2, forget):
-    """The settings promise equal parameters, and equal memory of the ways that have experts."""
+def test_no_way_costs_more(lab, minilm, dinov2, forget):
+    """The settings promise equal parameters, and no more memory than the resampler takes."""
     s = lab | {"count": FEW}
     data = recipe.data(s, "test")
     trained, kept = {}, {}
@@ -61,8 +61,9 @@ def test_all_ways_cost_the_same(lab, minilm, dinov2, forget):
         trained[way] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         kept[way] = recipe.activations(model, data, count=2)
     assert max(trained.values()) < 1.001 * min(trained.values())
-    assert kept.pop("none") < min(kept.values())
-    assert max(kept.values()) < 1.015 * min(kept.values())
+    assert max(kept.values()) < 1.01 * kept["resampler"]
+    if lab["task"] == "signs":
+        assert min(kept["prompts"], kept["both"]) > 0.99 * kept["resampler"]
 
 
 def test_each_pair_has_the_maps_of_its_picture(minilm, dinov2, forget):
