@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -40,6 +40,16 @@ def test_two_questions_about_each_sign(forget):
         if ("word", "sign") in facts(graph)
     }
     assert set(table["id"]) == signs < asked
+
+
+def test_colours_that_no_sign_had_in_training_are_told_apart(forget):
+    _, part, kinds = recipe.asked("signs", "test", 60)
+    assert set(kinds) == {"word", "colour", "new colour"}
+    answers = defaultdict(set)
+    for kind, label in zip(kinds, part.labels.tolist()):
+        answers[kind].add(part.classes[label])
+    assert {(colour, "sign") for colour in answers["new colour"]} <= scenes.HELD_OUT
+    assert not answers["colour"] & answers["new colour"]
 
 
 def test_claims_give_nothing_away_by_themselves(forget):
@@ -94,7 +104,7 @@ def test_the_summary_follows_from_the_units(forget):
     results = {name: value["mean"] for name, value in found["results"].items()}
     assert results["resampler"] == results["prompts-word"] == 1
     assert results["prompts"] == results["resampler-other-maps"] == 0.5
-    assert results["prompts-colour"] == 0
+    assert results["prompts-colour"] == 0 and results["resampler-new colour"] == 1
     assert results["prompts-rate"] == 8 and results["prompts-data-wait"] == 0.25
     assert list(found["comparisons"]) == ["prompts - resampler"]
     assert found["comparisons"]["prompts - resampler"]["difference"] == -0.5

@@ -61,14 +61,18 @@ Asked = list[tuple[int, str, int, str]]  # (place of its scene, text, label, wha
 
 
 def signs(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
-    """Two questions about each scene that has one clear sign; the classes."""
+    """Two questions about each scene that has one clear sign; the classes.
+
+    "new colour" is one that no sign has in training.
+    """
     found, classes, rng = [], sum(ANSWERS.values(), ()), random.Random("signs")
     for place, graph in enumerate(graphs):
         known = facts(graph)
         if ("word", "sign") in known:
             for kind in ANSWERS:
-                text = rng.choice(QUESTIONS[kind]).format("sign")
-                found.append((place, text, classes.index(known[kind, "sign"]), kind))
+                text, answer = rng.choice(QUESTIONS[kind]).format("sign"), known[kind, "sign"]
+                about = "new colour" if (answer, "sign") in scenes.HELD_OUT else kind
+                found.append((place, text, classes.index(answer), about))
     return found, classes
 
 
