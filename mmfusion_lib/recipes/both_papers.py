@@ -11,8 +11,8 @@ entailment   "There is a mug", "Something is red": true or false of the picture?
 The expert's tokens come by the resampler, by prompts, by both, or not at all. All ways train equally many
 parameters (``expert_fusion.equalised``) on the same pairs in the same order. At lab scale, no way may keep
 more bytes for a pair in training than the resampler does. For signs all that have experts keep as many.
-For entailment prompts keep fewer: 16 of them, which would take as much, were at chance on validation
-after four epochs (seed 0), and four are not. Each way and seed takes the learning rate that is best on
+For entailment prompts keep fewer: with 16 of them, which would take as much, seed 0 had hardly left
+chance on validation after four epochs. Each way and seed takes the learning rate that is best on
 validation. For entailment there is one; at 1e-3, tried with the resampler on sentences that also name a
 colour and a kind together, validation was at chance after two epochs.
 """
