@@ -36,7 +36,7 @@ from ..data.scene_facts import Graph, facts
 from ..data.scene_objects import COLOURS, WORDS
 from ..data.scene_presence import LABELS, presence
 from ..data.scene_questions import QUESTIONS
-from ..expert_fusion import ExpertFusionConfig, ExpertPMF, equalised
+from ..expert_fusion import WAYS, ExpertFusionConfig, ExpertPMF, equalised
 from ..expert_task import ExpertItems
 from ..experts import tensors
 from ..pmf import PMFConfig, PMFOutput
@@ -47,7 +47,6 @@ from .scene_encoder import encoded
 
 MIB = 2**20
 ANSWERS = {"word": tuple(WORDS), "colour": tuple(COLOURS)}  # to the questions about signs
-WAYS = ("none", "resampler", "prompts", "both")
 COMPARED = (
     ("prompts", "resampler"),
     ("both", "resampler"),
