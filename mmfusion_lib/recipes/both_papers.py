@@ -75,7 +75,7 @@ def signs(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
     return found, classes
 
 
-def claims(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
+def sentences(graphs: list[Graph]) -> tuple[Asked, tuple[str, ...]]:
     """True and false sentences about a colour or a kind; the classes."""
     found = [
         (row["index"], row["hypothesis"], LABELS.index(row["label"]), row["type"])
@@ -98,7 +98,7 @@ def asked(task: str, split: str, count: int) -> tuple[Any, Pairs, list[str]]:
     """
     table = scenes.load(split, count)
     graphs = [json.loads(graph) for graph in table["graph"]]
-    found, classes = {"signs": signs, "entailment": claims}[task](graphs)
+    found, classes = {"signs": signs, "entailment": sentences}[task](graphs)
     used, rows = torch.tensor([place for place, *_ in found]).unique(return_inverse=True)
     table = table.select(used.tolist())
     names = table["id"]
@@ -335,7 +335,7 @@ ON_SIGNS = {
     "train": {**TRAIN, "epochs": 6},
 }
 
-ON_CLAIMS = {
+ON_SENTENCES = {
     **LAB,
     "task": "entailment",
     "experts": ["obj_detection", "seg_scenes"],
@@ -380,6 +380,6 @@ SIGNS = _recipe(
 ENTAILMENT = _recipe(
     "both-papers-entailment",
     "Is it in the picture? Experts: by resampler, by prompts, by both, not at all",
-    ON_CLAIMS,
+    ON_SENTENCES,
     75,
 )
