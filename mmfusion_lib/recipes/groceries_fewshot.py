@@ -28,7 +28,7 @@ from ..data import groceries, subsets
 from ..features import Images, extract
 from ..prismer import Prismer, load_prismer
 from ..prismer_config import ENCODERS, MODELS
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings
 from ..trainable import freeze
 from .scene_encoder import encoded
@@ -71,7 +71,7 @@ def units(s: Settings) -> list[str]:
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
-    """Learn from the shots; test hits, validation accuracy, seconds of training and of naming."""
+    """Learn from the shots; test hits, validation accuracy, what training and naming took."""
     way, shots, seed = unit.split("-")
     labels = {split: pictures(s, split)[1] for split in SPLITS[1:]}
     labels["train"] = pictures(s, "train")[1][[row for row, _ in chosen(s, int(shots), int(seed))]]
@@ -114,7 +114,7 @@ def _probe(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) 
         values["train"], labels["train"],
         values["validation"], labels["validation"], num_classes=s["classes"],
     )  # fmt: skip
-    more = {"decay": probe.decay, "training seconds": time.perf_counter() - start}
+    more = {"decay": probe.decay, "seconds": time.perf_counter() - start}
     return {**{split: probe.predict(values[split]) for split in SPLITS[1:]}, "more": more}
 
 
@@ -131,8 +131,8 @@ def _prismer(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int
     }
     ranked = sum(len(latents[split]) for split in SPLITS[1:])
     per_second = ranked / (time.perf_counter() - start)
-    more = {"training seconds": result.seconds, "named a second": per_second}
-    return {**found, "more": {**more, "loss": result.losses[-1], "steps": result.steps}}
+    more = {"loss": result.losses[-1], "steps": result.steps, "named a second": per_second}
+    return {**found, "more": {**more, **cost(result)}}
 
 
 def _tuned(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _tuned(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) 
     config = _config(s, "tuned", len(items), seed)
     result = train.fit(model, items, fewshot.Tail.loss, config)
     found = {split: fewshot.predict(model, tokens[split]) for split in SPLITS[1:]}
-    return {**found, "more": {"training seconds": result.seconds, "loss": result.losses[-1]}}
+    return {**found, "more": {"loss": result.losses[-1], **cost(result)}}
 
 
 def _config(s: Settings, way: str, items: int, seed: int) -> train.TrainConfig:
@@ -223,9 +223,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             results[f"{way}-{shots}"] = spread(rows.double().mean(1).tolist())
             seen = [run["validation"] for run in runs]
             results[f"{way}-{shots}-validation"] = spread(seen)
-            if "training seconds" in runs[0]:
-                seconds = [run["training seconds"] for run in runs]
-                results[f"{way}-{shots}-seconds"] = spread(seconds, "seconds")
+            results |= costs(f"{way}-{shots}", runs)
         found = [results[f"{way}-{shots}"] for shots in taken]
         curves[way] = {
             "x": taken,
