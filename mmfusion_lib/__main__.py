@@ -6,8 +6,11 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from .errors import InputError
 
@@ -29,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", help="name of the recipe; `records` lists them")
     run.add_argument("--scale", help="smoke, lab or paper (default: MMFUSION_SCALE, or by device)")
     run.add_argument("--seeds", type=int, nargs="+", help="replace the recipe's seeds")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace a setting, as in model=prismer-large or train.lr=1e-4; repeat the option",
+    )
     run.add_argument("--publish", action="store_true", help="write the record to book/results")
 
     lab = add("lab", "Run lab recipes without a current record, most valuable first.")
@@ -118,11 +128,27 @@ def _env(_: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from . import runs
 
-    changes = {"seeds": arguments.seeds} if arguments.seeds else {}
+    changes = dict(_setting(text) for text in arguments.set)
+    if arguments.seeds:
+        changes["seeds"] = arguments.seeds
     record = runs.run(arguments.recipe, arguments.scale, publish=arguments.publish, **changes)
+    if not runs.is_first():
+        return
     print(f"{record.title}\n{record.caption()}")
     for name in [*record.results, *record.comparisons]:
         print(f"  {name:40s} {record.text(name)}")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE``; the value is read as JSON where it is that, and is a word elsewhere."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InputError(
+            f"--set {text!r} is not NAME=VALUE: write for instance --set train.lr=1e-4."
+        )
+    with suppress(json.JSONDecodeError):
+        return name, json.loads(value)
+    return name, value
 
 
 def _lab(arguments: argparse.Namespace) -> None:

@@ -3,14 +3,19 @@
 A recipe is three functions over plain JSON values: which units there are, how to run one, and how
 to sum them up. Each unit is written to the cache as soon as it is done, under a digest of its
 settings and of the code it runs; a second call does only what is missing.
+
+Separate processes that run the same recipe share its units. The processes of one ``accelerate launch``
+are together at one unit, of which they share each step.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +60,11 @@ def run(
 ) -> Record:
     """Run what is missing of a recipe and return its record.
 
-    Processes that run the same recipe at the same time share its units among them.
-
     Args:
         recipe: a recipe or its name.
         scale: as in :func:`mmfusion_lib.settings.scale`.
         publish: also write the record to ``book/results/runs``.
-        changes: settings to replace, for instance ``seeds=[0]``.
+        changes: settings to replace, for instance ``seeds=[0]``; inside ``train``, ``{"train.lr": 1e-4}``.
 
     Raises:
         InputError: unknown recipe, scale or setting; or whatever a unit finds wrong.
@@ -73,21 +76,17 @@ def run(
         raise InputError(
             f"Recipe {recipe.name!r} has no scale {scale!r}: it has {', '.join(recipe.scales)}."
         )
-    chosen = dict(recipe.scales[scale])
-    for key in changes:
-        if key not in chosen:
-            raise InputError(
-                f"Recipe {recipe.name!r} has no setting {key!r}: it has {', '.join(chosen)}."
-            )
-    chosen |= changes
+    chosen = changed(recipe, scale, changes)
     library = code_digest(recipe)
     folder = unit_folder(recipe, scale, chosen)
     names = recipe.units(chosen)
     done: dict[str, Any] = dict.fromkeys(names)  # in this order
-    with tqdm(total=len(names), desc=recipe.name, unit="unit", disable=len(names) < 2) as bar:
+    quiet = len(names) < 2 or not is_first()
+    with tqdm(total=len(names), desc=recipe.name, unit="unit", disable=quiet) as bar:
         for wait in (False, True):  # what another process is at comes last
             for name in [name for name, unit in done.items() if unit is None]:
-                done[name] = _unit(recipe, chosen, name, folder, wait)
+                work = _unit if _processes() == 1 else _unit_together
+                done[name] = work(recipe, chosen, name, folder, wait)
                 bar.update(done[name] is not None)
     summary = recipe.summarise(chosen, {name: unit["result"] for name, unit in done.items()})
     record = Record(
@@ -104,36 +103,107 @@ def run(
         peak_bytes=max(unit["peak_bytes"] for unit in done.values()),
         library=library,
     )
-    if publish:
+    if publish and is_first():
         record.save()
     return record
+
+
+def changed(recipe: Recipe, scale: str, changes: dict[str, Any]) -> Settings:
+    """The settings of a scale with some of them replaced.
+
+    Raises:
+        InputError: the recipe has no such setting.
+    """
+    from .train_config import TrainConfig
+
+    chosen = dict(recipe.scales[scale])
+    known = list(chosen)
+    if "train" in chosen:
+        known += [f"train.{field.name}" for field in fields(TrainConfig)]
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(
+                f"Recipe {recipe.name!r} has no setting {key!r}: it has {', '.join(known)}."
+            )
+        part, _, field = key.partition(".")
+        chosen[part] = {**chosen[part], field: value} if field else value
+    return chosen
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for those that ``accelerate launch`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _unit(
     recipe: Recipe, chosen: Settings, name: str, folder: Path, wait: bool
 ) -> dict[str, Any] | None:
     """Result and cost of one unit; None where another process is at it, unless that is waited for."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        with _hold(folder, name, wait) as held:
+            if not held:
+                return None
+            if not path.exists():
+                write_json(path, _work(recipe, chosen, name))
+    return read_json(path)
+
+
+def _unit_together(
+    recipe: Recipe, chosen: Settings, name: str, folder: Path, wait: bool
+) -> dict[str, Any] | None:
+    """The same, where ``accelerate launch`` started several processes: the first reads and writes."""
+    from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
+
+    Accelerator(mixed_precision="no")  # as in ``train.fit``; from here the processes can talk
+    path, found = folder / f"{name}.json", [None, True]
+    with _hold(folder, name, wait) if is_first() else nullcontext(True) as held:
+        if is_first():
+            found = [read_json(path) if path.exists() else None, held]
+        unit, held = broadcast_object_list(found)
+        if unit is None and held:
+            unit = _work(recipe, chosen, name)
+            if is_first():
+                write_json(path, unit)
+            [unit] = broadcast_object_list([unit])
+    return unit
+
+
+def _work(recipe: Recipe, chosen: Settings, name: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    result = recipe.run_unit(chosen, name)
+    return {
+        "result": result,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+@contextmanager
+def _hold(folder: Path, name: str, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a unit; False where another process has it, unless that is waited for."""
     from filelock import FileLock, Timeout
 
-    path, lock = folder / f"{name}.json", FileLock(folder / f"{name}.lock")
-    if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held = lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return None
-        except OSError as error:
-            raise InputError(
-                f"{folder} cannot be written ({error.strerror}): set MMFUSION_CACHE to a folder you "
-                "can write to."
-            ) from error
-        with held:
-            if not path.exists():
-                start = time.perf_counter()
-                result = recipe.run_unit(chosen, name)
-                cost = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}
-                write_json(path, {"result": result, **cost})
-    return read_json(path)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): set MMFUSION_CACHE to a folder you "
+            "can write to."
+        ) from error
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def lab(minutes: float, on_start: Callable[[Recipe], None] = lambda recipe: None) -> list[Record]:

@@ -1,13 +1,19 @@
 """Recipes: units run once, survive an interruption, and go stale when the code changes."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
-from mmfusion_lib import InputError, records, runs
+from mmfusion_lib import InputError, records, runs, train
 from mmfusion_lib.files import write_json
 from mmfusion_lib.runs import Recipe
 
@@ -160,3 +166,70 @@ def _in_module(name):
 
     run_unit.__module__ = name
     return run_unit
+
+
+def test_a_setting_inside_train_is_replaced_alone(cache, toy):
+    scales = {"smoke": {**toy.scales["smoke"], "train": {"epochs": 2, "lr": 0.1}}}
+    toy = dataclasses.replace(toy, scales=scales)
+    record = runs.run(toy, "smoke", **{"train.lr": 0.5, "train.shard": True})
+    assert record.settings["train"] == {"epochs": 2, "lr": 0.5, "shard": True}
+    assert scales["smoke"]["train"] == {"epochs": 2, "lr": 0.1}
+    with pytest.raises(InputError, match=r"no setting 'train\.rate': .*train\.lr"):
+        runs.run(toy, "smoke", **{"train.rate": 0.5})
+    with pytest.raises(InputError, match=r"no setting 'step\.x'"):
+        runs.run(toy, "smoke", **{"step.x": 0.5})
+
+
+# --- processes of one launch ---------------------------------------------------------------------
+
+
+def line(worked: list[str]) -> Recipe:
+    """Two units; each trains a line, and notes that it was worked at."""
+
+    def run_unit(settings, unit):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(1, 1)
+        data = [{"x": torch.tensor([float(i)])} for i in range(8)]
+        config = train.TrainConfig(epochs=1, batch_size=4, lr=0.1, seed=int(unit))
+        result = train.fit(
+            model, data, lambda m, b: (m(b["x"]) - b["x"]).square().mean(), config, progress=False
+        )
+        worked.append(unit)
+        return result.losses
+
+    return Recipe(
+        name="line",
+        title="Line",
+        chapter="00",
+        scales={"smoke": {"seeds": [1, 2]}},
+        minutes={"smoke": 0.0},
+        units=lambda s: [str(seed) for seed in s["seeds"]],
+        run_unit=run_unit,
+        summarise=lambda s, done: {"curves": {name: {"y": y} for name, y in done.items()}},
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo under accelerate was not run on Windows")
+def test_processes_of_one_launch_are_together_at_each_unit(cache, tmp_path, monkeypatch):
+    """Both train each unit, each with its share of a step; the record is that of one process."""
+    command = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    command += " --main_process_port 0 --mixed_precision no --dynamo_backend no"
+    given = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for again in (False, True):
+        ran = subprocess.run(
+            [sys.executable, *command.split(), __file__, str(tmp_path)],
+            env=given, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        seen = [json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in (0, 1)]
+        assert seen[0] == seen[1]
+        assert seen[0]["worked"] == ([] if again else ["1", "2"])  # the second finds them done
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "other"))
+    for name, curve in runs.run(line([]), "smoke").curves.items():
+        assert seen[0]["curves"][name]["y"] == pytest.approx(curve["y"], rel=1e-5)
+
+
+if __name__ == "__main__":
+    worked: list[str] = []
+    seen = {"curves": runs.run(line(worked), "smoke").curves, "worked": worked}
+    (Path(sys.argv[1]) / f"seen{os.environ['RANK']}.json").write_text(json.dumps(seen))

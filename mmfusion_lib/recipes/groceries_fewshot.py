@@ -62,11 +62,7 @@ def transform(s: Settings) -> Any:
 def units(s: Settings) -> list[str]:
     """A unit a number of shots, way and seed, in the order of ``s["shots"]``: its ends first."""
     return [
-        f"{way}-{shots}-{seed}"
-        for shots in s["shots"]
-        for way in s["ways"]
-        if way != "tuned" or shots in s["tuned_shots"]
-        for seed in s["seeds"]
+        f"{way}-{shots}-{seed}" for shots in s["shots"] for way in s["ways"] for seed in s["seeds"]
     ]
 
 
@@ -140,7 +136,7 @@ def _tuned(s: Settings, shots: int, labels: dict[str, torch.Tensor], seed: int) 
     encoder = checkpoints.load_image_encoder(ENCODERS["small"][0], depth=depth)
     tokens = {
         split: fewshot.middle(part, s["middle"])
-        for split, part in tokens_of(s, encoder, below, s["tuned_shots"], shots, seed).items()
+        for split, part in tokens_of(s, encoder, below, s["shots"], shots, seed).items()
     }
     torch.manual_seed(seed)
     model = fewshot.Tail(encoder, below, s["classes"])
@@ -214,9 +210,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     labels = table("test", s["classes"], s["count"]["test"])[1]
     groups = labels.tolist()
     hits, results, curves = {}, {}, {}
+    every = sorted(s["shots"])
     for way in s["ways"]:
-        taken = [k for k in sorted(s["shots"]) if way != "tuned" or k in s["tuned_shots"]]
-        for shots in taken:
+        for shots in every:
             runs = [done[f"{way}-{shots}-{seed}"] for seed in s["seeds"]]
             rows = torch.tensor([[int(c) for c in run["hits"]] for run in runs])  # (S, N)
             hits[way, shots] = rows
@@ -224,9 +220,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             seen = [run["validation"] for run in runs]
             results[f"{way}-{shots}-validation"] = spread(seen)
             results |= costs(f"{way}-{shots}", runs)
-        found = [results[f"{way}-{shots}"] for shots in taken]
+        found = [results[f"{way}-{shots}"] for shots in every]
         curves[way] = {
-            "x": taken,
+            "x": every,
             "mean": [each["mean"] for each in found],
             "std": [each["std"] for each in found],
         }
@@ -234,9 +230,9 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         f"prismer-{k} - {way}-{k}": metrics.paired_bootstrap(
             hits["prismer", k], hits[way, k], groups
         )._asdict()
-        for k in sorted(s["shots"])
+        for k in every
         for way in s["ways"]
-        if way != "prismer" and (way, k) in hits
+        if way != "prismer"
     }
     return {"results": results, "comparisons": comparisons, "curves": curves}
 
@@ -247,7 +243,6 @@ LAB = {
     "count": {"train": None, "validation": None, "test": None},
     "shots": [1, 16, 4, 2, 8],  # every class has 16 training pictures or more
     "ways": ["mean", "whitened", "probe", "prismer", "tuned"],
-    "tuned_shots": [1, 16],
     "image_layers": 8,
     "image_size": 224,
     "middle": 10,  # patches a side, of 16
@@ -273,7 +268,6 @@ RECIPE = Recipe(
             "classes": 5,
             "count": {"train": 60, "validation": 10, "test": 20},
             "shots": [1, 2],
-            "tuned_shots": [2],
             "image_layers": 2,
             "image_size": 56,
             "middle": 3,
@@ -287,7 +281,6 @@ RECIPE = Recipe(
         "lab": LAB,
         "paper": {  # whole encoders at the paper's resolution; its pictures are ImageNet's
             **LAB,
-            "tuned_shots": [1, 2, 4, 8, 16],
             "image_layers": 12,
             "image_size": 224,
             "text_layers": 6,

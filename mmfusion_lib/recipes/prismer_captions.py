@@ -65,7 +65,13 @@ WAYS = {
     "prismer-blank": way(blank=True),
 }
 KNOWN = frozenset(product(COLOURS, KINDS)) - scenes.HELD_OUT  # in training scenes, too
-SHOWN = ("objects_f1", "colours_f1", "named_f1", "named_f1_mean", "hallucination")
+SHOWN = {  # of ``scene_truth.score``, with units
+    **dict.fromkeys(("objects_f1", "colours_f1", "named_f1", "named_f1_mean"), "F1"),
+    **dict.fromkeys(("objects_precision", "colours_precision", "counts_precision"), "precision"),
+    **dict.fromkeys(("objects_recall", "colours_recall", "counts_recall"), "recall"),
+    **dict.fromkeys(("counts_stated", "relations_stated", "words_stated"), "claims"),
+    "hallucination": "share",
+}
 
 
 def units(s: Settings) -> list[str]:
@@ -205,8 +211,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     results, f1, hits = {}, {}, {}
     for name, rows in written.items():
         judged = [scene_truth.score(texts, graphs) for texts in rows]
-        for kind in SHOWN:
-            unit = "share" if kind == "hallucination" else "F1"
+        for kind, unit in SHOWN.items():
             results[f"{name}-{kind}"] = spread([each[kind] for each in judged], unit)
         for kind, pairs in (("new", scenes.HELD_OUT), ("known", KNOWN)):
             found = [scene_truth.pair_recall(texts, graphs, pairs) for texts in rows]
