@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmfusion_lib import runs
+from mmfusion_lib import prismer_training, runs, scene_captioner
 from mmfusion_lib.recipes import figures_captions as recipe
 from mmfusion_lib.recipes import figures_captions_data as data
 from mmfusion_lib.recipes.figures_captions_data import Part
@@ -68,14 +69,43 @@ def test_near_and_medoid():
 
 
 def made(monkeypatch) -> tuple[dict, dict]:
-    """Settings and units of two ways: one says the truth, one says the first text of both figures."""
+    """Settings and units: one way says the truth, the others say the first text of both figures."""
     row = {"credit": "credit: X", "subject": 3, "alt": "longer"}
     rows = [row | {"section": name, "source": f"id-{name}"} for name in "ab"]
     monkeypatch.setattr(recipe, "part", lambda s, split: Part([], TEXTS, rows))
-    s = {"seeds": [0], "ways": ["prismerz", "nearest"], "every": 25}
+    s = {"seeds": [0, 1], "ways": ["prismerz", "nearest"], "every": 25}
     more = {"trainable": 7, "seconds": 2.0, "samples_per_second": 3.0, "data_wait_share": 0.1}
     more |= {"losses": [9.0, 5.0], "validation": [4.0, 2.0, 3.0]}
-    return s, {"0-prismerz": {"texts": TEXTS, **more}, "0-nearest": {"texts": [TEXTS[0]] * 2}}
+    units = {"zero-shot": {"texts": [TEXTS[0]] * 2}}
+    for seed in s["seeds"]:
+        units[f"{seed}-prismerz"] = {"texts": TEXTS, **more}
+        units[f"{seed}-nearest"] = units["zero-shot"]
+    return s, units
+
+
+def test_zero_shot_shows_the_captioner_of_scenes_the_picture_alone(monkeypatch):
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(image_size=2)
+    monkeypatch.setattr(scene_captioner, "load", lambda: model)
+    sizes, written = [], []
+
+    def pixels(split, count, most, size):
+        sizes.append(size)
+        return torch.zeros(2, 3, size, size)
+
+    def captions(model, items, batch_size, **options):
+        written.append((items.prompts, list(items.pictures.experts), options))
+        return TEXTS
+
+    monkeypatch.setattr(recipe, "part", data.part)
+    monkeypatch.setattr(data, "_part", lambda *of: Part([], TEXTS, [{"section": "s"}] * 2))
+    monkeypatch.setattr(data, "_pixels", pixels)
+    monkeypatch.setattr(prismer_training, "captions", captions)
+    s = {"count": {"test": 2}, "tokens": 8, "image_size": 4, "beams": 3, "seeds": [], "ways": []}
+    assert recipe.units(s) == ["zero-shot"]
+    assert recipe.run_unit(s, "zero-shot") == {"texts": TEXTS}
+    # At its own size, with its own prompt and lengths.
+    assert sizes == [2] and written == [(["A picture of"] * 2, ["rgb"], {"num_beams": 3})]
 
 
 def test_the_summary_follows_from_the_units(monkeypatch):
@@ -96,9 +126,11 @@ def test_the_summary_follows_from_the_units(monkeypatch):
     assert means["prismerz-different"] == 1 and means["nearest-different"] == 0.5
     assert means["prismerz-validation"] == 2 and means["prismerz-trainable"] == 7
     assert "nearest-seconds" not in means
+    assert found["results"]["zero-shot-cider"]["values"] == pytest.approx([5])
     # Sections a and b differ by 0 and 10: draws of two have means from 0 to 10.
-    compared = found["comparisons"]["prismerz - nearest"]
-    assert [compared[k] for k in ("difference", "low", "high")] == pytest.approx([5, 0, 10])
+    for other in ("nearest", "zero-shot"):
+        compared = found["comparisons"][f"prismerz - {other}"]
+        assert [compared[k] for k in ("difference", "low", "high")] == pytest.approx([5, 0, 10])
     assert found["curves"]["prismerz losses"] == {"x": [1, 26], "mean": [9, 5], "std": [0, 0]}
     assert found["curves"]["prismerz validation"]["x"] == [1, 2, 3]
 
@@ -120,7 +152,7 @@ def test_it_runs(cache, data_root, tmp_path):
         record.results
     )
     assert set(record.comparisons) == {
-        f"prismerz - {x}" for x in ("exchanged", "nearest", "common")
+        f"prismerz - {x}" for x in ("exchanged", "nearest", "common", "zero-shot")
     }
     assert record.results["nearest-different"]["mean"] > record.results["common-different"]["mean"]
     path = recipe.write_examples("smoke", tmp_path / "examples.json")

@@ -42,6 +42,8 @@ def test_help_names_every_command_without_importing_torch():
     [
         (["run", "nothing"], "Unknown recipe 'nothing'"),
         (["run", "figures-probes", "--scale", "huge"], "Unknown scale 'huge'"),
+        (["run", "prismer-coco", "--set", "model"], "--set 'model' is not NAME=VALUE"),
+        (["run", "prismer-coco", "--set", "modle=x", "--scale", "smoke"], "no setting 'modle'"),
         (["records", "gossip"], "Unknown table 'gossip'"),
         (["build", "imagenet", "--out", "x"], "Unknown data set 'imagenet'"),
         (["predict", "nowhere.safetensors", "--text", "a"], "nowhere.safetensors does not exist"),
@@ -99,3 +101,15 @@ def test_ctrl_c_is_status_130(monkeypatch, capsys):
 def test_records_are_listed(capsys):
     assert main(["records"]) == 0
     assert "`figures-probes`" in capsys.readouterr().out
+
+
+def test_settings_are_given_on_the_command_line(monkeypatch):
+    from mmfusion_lib import runs
+
+    given = {}
+    monkeypatch.setattr(runs, "run", lambda *a, **named: given.update(named) or sys.exit(0))
+    line = ["--set", "model=prismer-large", "--set", "train.lr=1e-4", "--set", "experts=[]"]
+    with pytest.raises(SystemExit):
+        main(["run", "prismer-pretrain", *line, "--set", "recompute=true", "--seeds", "0"])
+    assert given["model"] == "prismer-large" and given["experts"] == []
+    assert given["train.lr"] == 1e-4 and given["recompute"] is True and given["seeds"] == [0]

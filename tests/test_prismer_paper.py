@@ -6,6 +6,8 @@ The recipes' own code runs; the model is a tiny one with random weights, and lab
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,6 +116,7 @@ def items(s, root, **changes) -> data.PaperItems:
 
 def test_each_stage_records_scores_cost_and_a_curve(done):
     captions = {"coco-cider", "coco-bleu4", "coco-rouge", "nocaps-cider", "nocaps-rouge"}
+    captions |= {f"nocaps-{domain}-cider" for domain in ("in", "near", "out")}
     # Items: 10 captions of COCO and 3 of the web; 10; 8 answers of train2014 and 1 of Visual Genome;
     # 2 shots of 2 classes. In batches of 4: 3, 2, 2 and 1 steps.
     expected = {
@@ -169,6 +172,56 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(monkeypatch):
     again = recipes.run_unit(s, "0")
     assert len(calls) == 4 + 2  # step 1 was not done again
     assert again["losses"] == whole["losses"] and again["scores"] == whole["scores"]
+
+
+# --- files for a server -------------------------------------------------------------------------
+
+
+def test_the_servers_protocol_trains_on_all_and_writes_answers(made, capsys):
+    s = smoke(recipes.VQA, protocol="server")
+    assert (
+        len(data.training(s, made, 0, 0)[0])
+        == 16 + 1
+        > len(data.training(smoke(recipes.VQA), made, 0, 0)[0])
+    )
+    found = recipes.run_unit(s, "0")
+    assert found["scores"] == {"vqav2-written": 6}
+    experts = start.stage_file(s, "prismer-vqa").stem.removeprefix("prismer-vqa-")
+    path = settings.cache_root() / f"stages/prismer-vqa-server-{experts}.vqav2.json"
+    assert f"6 texts for the server: {path}" in capsys.readouterr().out
+    rows = json.loads(path.read_text())
+    assert [row["question_id"] for row in rows] == [60, 61, 70, 71, 80, 81]
+    assert {row["answer"] for row in rows} <= set(data.vqav2.answer_list(made))
+    record = recipes.summarise(s, {"0": found})
+    assert record["results"]["vqav2-written"]["mean"] == 6
+    assert not [name for name in record["results"] if "accuracy" in name]
+    assert path.with_name(f"prismer-vqa-server-{experts}.safetensors").is_file()  # others stay
+
+
+def test_without_references_captions_of_nocaps_are_written(tree, capsys):
+    (tree / data.nocaps.TRUTH).unlink()
+    found = recipes.run_unit(smoke(recipes.COCO, made=False, beams=1), "0")
+    names = {"coco-cider", "coco-bleu4", "coco-rouge", "nocaps-written"}
+    assert found["scores"].keys() == names and found["scores"]["nocaps-written"] == 3
+    path = start.stage_file(smoke(recipes.COCO), "prismer-coco").with_suffix(".nocaps.json")
+    assert f"3 texts for the server: {path}" in capsys.readouterr().out
+    rows = json.loads(path.read_text())
+    assert [row["image_id"] for row in rows] == [5, 6, 7] and all(row["caption"] for row in rows)
+
+
+def test_nocaps_is_scored_by_domain(made, monkeypatch):
+    """The two out-of-domain pictures are described as people did, the others by no word of theirs."""
+    rows = data.testing(smoke(recipes.COCO), made)["nocaps"]
+    truth = [*rows["captions"][:], ["two blue cups", "a cup beside another"]]
+    domains = ["out-domain", "in-domain", "near-domain", "out-domain"]
+    part = items(smoke(recipes.COCO), made)
+    part.data = datasets.Dataset.from_dict({"captions": truth, "domain": domains})
+    written = [truth[0][0], "zebra", "zebra", truth[3][0]]
+    monkeypatch.setattr(scoring, "_each", lambda *_: written)
+    found = dict(scoring.score(smoke(recipes.COCO), None, part, made, None))
+    assert [found[f"{domain}rouge"] for domain in ("in-", "near-", "out-", "")] == [0, 0, 1, 0.5]
+    assert found["out-cider"] > found["in-cider"] == 0
+    assert len(found) == 4 * 3
 
 
 # --- one stage after the other ------------------------------------------------------------------
@@ -298,6 +351,28 @@ def test_shards_give_the_items_of_the_lists(made):
         assert (a["maps"]["depth"].map == b["maps"]["depth"].map).all()
 
 
+def test_rows_without_a_word_are_left_out_and_counted(tree):
+    """Of COCO's ten captions two say nothing, of nine questions for training one."""
+    rows = json.loads((tree / "coco_karpathy_train.json").read_text())
+    for row, text in zip(rows, ["...", "- ?"]):
+        row["caption"] = text
+    (tree / "coco_karpathy_train.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match=r"coco: rows left out: 2 rows without a word .*1#0"):
+        kept, look = data.training(smoke(recipes.COCO), tree, 0, 0)
+        part = items(smoke(recipes.COCO), tree)
+    assert len(kept) == 8 and look.startswith("coco 8 rows ")
+    assert all(len(part[i]["ids"]) > 6 for i in range(8))  # more than the prompt and two marks
+    shard_files.pack([{**kept[0], "captions": [text]} for text in ("...", "A mug.")], tree / "s")
+    with pytest.warns(UserWarning, match=r"/s: rows left out: 1 samples without words"):
+        packed, look = data.training(smoke(recipes.PRETRAIN, shards="s"), tree, 0, 0)
+    assert len(packed) == 1 and look.startswith("s 1 rows ")
+    asked = json.loads((tree / "vqav2_train_val.json").read_text())
+    asked[0]["question"] = "?"
+    (tree / "vqav2_train_val.json").write_text(json.dumps(asked))
+    with pytest.warns(UserWarning, match=r"vqav2: rows left out: 1 rows without a word .*10\)"):
+        assert len(data.training(smoke(recipes.VQA), tree, 0, 0)[0]) == 8
+
+
 # --- how a step and a test are shared out -------------------------------------------------------
 
 
@@ -335,6 +410,44 @@ def test_a_test_is_shared_out_and_comes_back_in_order(made, monkeypatch, count):
     others += [(i, text) for i, text in enumerate(expected) if i % count]
     assert scoring._each(smoke(recipes.COCO), model, part, say) == expected
     assert asked == {1: [2] * 5, 3: [2, 2]}[count]  # of the first of three: rows 0, 3, 6, 9
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_all_processes_get_the_statistics_of_the_first(monkeypatch, count):
+    asked = []
+
+    class Process:
+        num_processes = count
+
+    def broadcast(value):
+        asked.append(value)
+        return torch.full_like(value, 7)  # what the first process has
+
+    monkeypatch.setattr(scoring, "processes", lambda: Process)
+    monkeypatch.setattr(accelerate_utils, "broadcast", broadcast)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scoring.same_buffers(model)
+    norm = model[1]
+    found = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    assert [set(value.flatten().tolist()) == {7} for value in found] == [count > 1] * 3
+    assert len(asked) == (3 if count > 1 else 0)
+    assert all(torch.equal(before[name], value) for name, value in norm.named_parameters("1"))
+
+
+def test_statistics_are_made_equal_before_weights_are_kept_and_tested(monkeypatch):
+    order = []
+    fit, save, score = recipes.fit, recipes.trainable.save_trainable, recipes.score
+
+    def note(name, work):
+        return lambda *given: (order.append(name), work(*given))[1]
+
+    monkeypatch.setattr(recipes, "fit", note("fit", fit))
+    monkeypatch.setattr(recipes, "same_buffers", note("same", recipes.same_buffers))
+    monkeypatch.setattr(recipes.trainable, "save_trainable", note("save", save))
+    monkeypatch.setattr(recipes, "score", note("score", score))
+    recipes.run_unit(smoke(recipes.VQA, seeds=[8], experts=()), "0")
+    assert order == ["fit", "same", "save", "score"]
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -404,6 +517,33 @@ def test_a_start_with_other_experts_is_refused(done):
     path = str(start.stage_file(smoke(recipes.COCO), "prismer-coco"))
     with pytest.raises(InputError, match=r"trained with experts=\['depth', .* not \('edge',\)"):
         start.build(smoke(recipes.VQA, start=path, experts=("edge",)), 0)
+
+
+def test_going_on_with_other_data_names_the_source_that_changed(tree, monkeypatch):
+    """A word of Visual Genome's one caption changes between two calls."""
+    real, calls = prismer_training.objective, []
+
+    def stop(model, batch):
+        calls.append(1)
+        if len(calls) == 3:  # two parts a step: in step 2
+            raise KeyboardInterrupt
+        return real(model, batch)
+
+    monkeypatch.setattr(prismer_training, "objective", stop)
+    often = {**smoke(recipes.PRETRAIN)["train"], "checkpoint_every": 1}
+    s = smoke(recipes.PRETRAIN, made=False, train=often)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run_unit(s, "0")
+    [row] = json.loads((tree / "vg_caption.json").read_text())
+    (tree / "vg_caption.json").write_text(json.dumps([{**row, "caption": "another mug"}]))
+    with pytest.raises(InputError, match="data digest=") as error:
+        recipes.run_unit(s, "0")
+    was, now = re.findall(r"'(coco [^']+)'", str(error.value))
+    was, now = was.split("; "), now.split("; ")
+    parts = ["coco 10 rows", "vg 1 rows", "cc3m_sbu 1 rows", "cc12m 1 rows", "settings"]
+    assert [part.rpartition(" ")[0] for part in was] == parts
+    assert [one == other for one, other in zip(was, now)] == [True, False, True, True, True]
+    assert now[1].startswith("vg 1 rows ")
 
 
 def test_a_caption_without_a_word_is_named(made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from itertools import islice
 
@@ -11,11 +12,16 @@ import datasets
 import prismer_data_maker as maker
 import pytest
 
-from mmfusion_lib.data import web_captions
+from mmfusion_lib.data import shard_files, web_captions
 from mmfusion_lib.data.images import open_image
 from mmfusion_lib.data.shard_files import pack
 from mmfusion_lib.data.webshards import Position, WebShards
 from mmfusion_lib.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache):
+    """Indices of shards are kept apart from those of the user, and of other tests."""
 
 
 def jpeg(colour=(9, 9, 9)) -> bytes:
@@ -39,7 +45,7 @@ def tar(path, files: dict[str, bytes]):
 
 def sample(key: str, caption: str | None = None) -> dict[str, bytes]:
     """A picture and its caption, in a text and in JSON."""
-    words = {"caption": caption or f"Caption {key}."}
+    words = {"caption": f"Caption {key}." if caption is None else caption}
     return {
         f"{key}.jpg": jpeg(),
         f"{key}.json": json.dumps(words).encode(),
@@ -155,20 +161,63 @@ def test_rows_of_a_reader_can_be_packed(tmp_path):
 
 
 def test_incomplete_samples_are_counted(tmp_path):
-    """Of six, one has no picture, one no words, two an empty caption; other files do not matter."""
+    """Of six, one has no picture, one no words, two no caption; other files do not matter."""
     files = sample("./a/1") | {"./a/1.depth.png": b"", "readme.md": b""}
     files |= {"2.txt": b"No picture."} | {"3.PNG": jpeg(), "3.cls": b"4"}
     files |= {"4.webp": jpeg(), "4.txt": b" \n"}
     files |= {"5.jpeg": jpeg(), "5.json": b'{"caption": null}'}
     files |= {"6.jpg": jpeg(), "6.json": b'{"captions": ["One.", " ", "Two."], "maps": "x/6.jpg"}'}
     shards = WebShards(tar(tmp_path / "00000.tar", files).parent)
-    assert len(shards) == 4 and shards[0]["id"] == "00000.tar/a/1"
+    assert len(shards) == 2 and shards[0]["id"] == "00000.tar/a/1"
     found = {item["id"]: item for item, _ in islice(shards.stream(), 2)}
     assert sorted(found) == ["00000.tar/6", "00000.tar/a/1"]
     assert found["00000.tar/6"]["captions"] == ["One.", "Two."]
     assert found["00000.tar/6"]["maps"] == "x/6.jpg"
     assert shards.left_out.counts["samples without a picture"] == 2  # 2 and readme.md
-    assert shards.left_out.counts["samples without words"] >= 1
+    assert shards.left_out.counts["samples without words"] == 3  # 3, 4 and 5
+    with pytest.warns(UserWarning, match=r"a: rows left out: .*3 samples without words .*tar, 3\)"):
+        shards.left_out.warn("a")
+
+
+def test_captions_without_a_word_are_left_out_before_anything_is_read(tmp_path):
+    texts = ["...", "", " - !", "Ein Häuschen.", "猫", "4"]
+    files = {}
+    for number, text in enumerate(texts):
+        files |= sample(f"{number}", text)
+    shards = WebShards(tar(tmp_path / "00000.tar", files).parent)
+    assert [shards[i]["captions"] for i in range(len(shards))] == [[text] for text in texts[3:]]
+    assert shards.left_out.counts == {"samples without words": 3}
+    assert len({item["id"] for item, _ in islice(shards.stream(), 9)}) == 3
+
+
+def test_a_shard_is_searched_once_until_it_changes(folder, cache, monkeypatch):
+    """Five shards; one gets a new time, another a new content; then the index of one is damaged."""
+    (folder / "00004.tar").unlink()
+    tar(folder / "00004.tar", sample("04000") | sample("04001", "..."))
+    searched, scan = [], shard_files.scan
+    monkeypatch.setattr(
+        shard_files, "scan", lambda file, *more: searched.append(file.stem) or scan(file, *more)
+    )
+
+    def look(*expected: str):
+        searched.clear()
+        shards = WebShards(folder)
+        count = len(shards)
+        items = [shards[i] for i in range(count)]
+        assert searched == list(expected) and len({item["id"] for item in items}) == count
+        return count, shards.left_out.counts, shards.left_out.first
+
+    first = look(*(f"{i:05d}" for i in range(5)))
+    assert first[:2] == (11, {"samples without words": 1})
+    assert look() == first  # the report, too
+    os.utime(folder / "00001.tar", ns=(0, 0))
+    assert look("00001") == first
+    tar(folder / "00002.tar", sample("02000"))
+    assert look("00002")[0] == 9
+    for file in (cache / "shards").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert look(*(f"{i:05d}" for i in range(5)))[0] == 9
+    assert look()[0] == 9
 
 
 def test_a_pass_without_any_sample_ends(tmp_path):

@@ -1,18 +1,20 @@
-"""Shards, that is tar files of captioned pictures: read headers, read words, pack new ones."""
+"""Shards, that is tar files of captioned pictures: index them, read words, pack new ones."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import settings
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import atomic_path, digest
 from .paper_sets import LeftOut
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -27,11 +29,36 @@ class Index(NamedTuple):
     endings: np.ndarray  # (S, 2): numbers into PICTURES and WORDS
 
 
-def scan(file: Path, left_out: LeftOut) -> Index:
-    """Read the headers of a shard.
+def kept_index(file: Path, left_out: LeftOut) -> Index:
+    """As `scan`, but once: the index is kept in the cache, under path, size and time of the shard.
 
     Raises:
-        InputError: the tar file is damaged or cut off, or a name is there twice.
+        InputError: as `scan`, or the cache cannot be written.
+    """
+    state = file.stat()
+    name = digest("index 1", str(file.resolve()), state.st_size, state.st_mtime_ns)
+    path = settings.cache_root() / "shards" / f"{name}.npz"
+    try:
+        with np.load(path) as kept:
+            index, left = Index(*(kept[k] for k in Index._fields)), json.loads(str(kept["left"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
+        here = LeftOut()
+        index = scan(file, here)
+        left = {reason: [n, here.first[reason]] for reason, n in here.counts.items()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as opened:
+            np.savez(opened, **index._asdict(), left=json.dumps(left))
+    for reason, (n, first) in left.items():
+        left_out.counts[reason] += n
+        left_out.first.setdefault(reason, first)
+    return index
+
+
+def scan(file: Path, left_out: LeftOut) -> Index:
+    """Read the headers of a shard, and the captions: a sample without a word is left out.
+
+    Raises:
+        InputError: the tar file is damaged or cut off, a name is there twice, or a sample's words are
+            no valid JSON or text.
     """
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
     end = 0
@@ -54,14 +81,20 @@ def scan(file: Path, left_out: LeftOut) -> Index:
     if file.stat().st_size < end + 512:  # a whole tar file ends with an empty block
         raise InputError(f"{file} is cut off: fetch or pack it again.")
     rows = []
-    for key, members in found.items():
-        ends = [next((e for e in of if e in members), None) for of in (PICTURES, WORDS)]
-        if None in ends:
-            missing = "a picture" if ends[0] is None else "words"
-            left_out.add(f"samples without {missing}", f"{file}, {key}")
-        else:
+    with open(file, "rb") as opened:
+        for key, members in found.items():
+            ends = [next((e for e in of if e in members), None) for of in (PICTURES, WORDS)]
+            if None in ends:
+                missing = "a picture" if ends[0] is None else "words"
+                left_out.add(f"samples without {missing}", f"{file}, {key}")
+                continue
             pair = [members[ends[0]], members[ends[1]]]
-            rows.append((key, [n for m in pair for n in (m.offset_data, m.size)], ends))
+            opened.seek(pair[1].offset_data)
+            text = opened.read(pair[1].size)
+            if has_word(read_words(text, ends[1], f"{file}, {key}{ends[1]}")[0]):
+                rows.append((key, [n for m in pair for n in (m.offset_data, m.size)], ends))
+            else:
+                left_out.add("samples without words", f"{file}, {key}")
     return Index(
         np.array([key.encode() for key, _, _ in rows] or [], "S"),
         np.array([places for _, places, _ in rows], np.int64).reshape(-1, 4),
@@ -91,6 +124,11 @@ def read_words(text: bytes, ending: str, where: str) -> tuple[list[str], str]:
     captions = [c.strip() for c in captions if isinstance(c, str) and c.strip()]
     maps = record.get("maps")
     return captions, maps if isinstance(maps, str) else ""
+
+
+def has_word(texts: Iterable[str]) -> bool:
+    """Whether there is a letter or digit in any of the texts."""
+    return any(letter.isalnum() for text in texts for letter in text)
 
 
 def pack(rows: Iterable[dict[str, Any]], folder: str | Path, size: int = 10_000) -> list[Path]:

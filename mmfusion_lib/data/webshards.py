@@ -4,12 +4,21 @@ A shard is a tar file in which files with one name up to the first dot are one s
 
     cc12m/00000.tar:  000000012.jpg  000000012.txt  000000012.json  000000013.jpg ...
 
-A tar file can be read at any place once its headers are known, so no shuffle buffer is needed:
-shards are shuffled by a seed, and samples inside their shard. A position is then two numbers, how
-many shards and how many samples are done, and to go on there is exact. Readers with a buffer cannot
-do that (its content is lost, or everything before must be read again), which is why this one is
-built on `tarfile` of the standard library. One sample is in memory at a time, and some 45 bytes for
-each sample whose shard was opened.
+A tar file can be read at any place once its headers are known, so no shuffle buffer is needed. There
+are two ways to read.
+
+**By number**, ``shards[i]``, as `train.fit` reads any data, and so Prismer's recipes with their setting
+``shards``. The order of an epoch is shuffled over all samples, and going on after an interruption is
+that of `train.fit`. Each sample is a seek in some shard: this wants a local disk that is quick at it.
+
+**As a stream**, for training loops of your own; no recipe uses it. Shards are shuffled by a seed, and
+samples inside their shard, so a shard is read in one go. A position is two numbers, how many shards
+and how many samples are done, and to go on there is exact. Readers with a buffer cannot do that (its
+content is lost, or everything before must be read again), which is why this one is built on `tarfile`
+of the standard library.
+
+Where samples lie is found once for each shard and kept in the cache, below ``shards``. One sample is in
+memory at a time, and some 45 bytes for each sample whose shard was opened.
 """
 
 from __future__ import annotations
@@ -25,7 +34,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import digest
 from .paper_sets import LeftOut
-from .shard_files import PICTURES, WORDS, Index, read_words, scan
+from .shard_files import PICTURES, WORDS, Index, kept_index, read_words
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,18 @@ class WebShards:
 
     ``shards[i]`` is an item of a fixed list, for `train.fit`; `stream` reads shard after shard.
     Items are ``{"id", "image", "captions", "maps", "group"}``: image is ``{"bytes", "path"}`` as
-    `images.open_image` takes it; captions is a list of texts, empty where a sample has none; maps
-    is the path that names expert labels, ``<folder>/<shard>/<key>.jpg`` unless the JSON says.
+    `images.open_image` takes it; captions is a list of texts; maps is the path that names expert
+    labels, ``<folder>/<shard>/<key>.jpg`` unless the JSON says.
 
-    A sample without a picture, or with neither ``.json`` nor ``.txt``, is left out and counted in
-    ``left_out``; other files of a sample are ignored.
+    A sample without a picture, with neither ``.json`` nor ``.txt``, or without a letter or digit in its
+    captions, is left out and counted in ``left_out``; other files of a sample are ignored.
 
     Args:
         folder: holds the shards, ``*.tar``; they are taken in the order of their names.
 
     Raises:
-        InputError: no shards; later, a shard that cannot be read, changed, or has a key twice.
+        InputError: no shards; later, a shard that cannot be read, changed, has a key twice, or
+            broken words.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -79,7 +89,8 @@ class WebShards:
         return digest([file.name for file in self.files], self.sizes)
 
     def __len__(self) -> int:
-        """Samples in all shards; the first call reads all headers, 2 s for 10,000 samples."""
+        """Samples in all shards. The first call reads headers and captions of shards without an index
+        in the cache, about 2 s for 10,000 samples."""
         if self._starts is None:
             lengths = [len(self.index(shard).keys) for shard in range(len(self.files))]
             self._starts = np.cumsum([0, *lengths])  # (shards + 1,)
@@ -138,12 +149,9 @@ class WebShards:
                         "done: the shards changed; begin anew."
                     )
                 for done, sample in enumerate(samples[start:], start=start + 1):
-                    item = self.read(shard, sample)
-                    if not item["captions"]:
-                        self.left_out.add("samples without words", item["image"]["path"])
-                        continue
                     used = True
-                    yield item, self._after(epoch, place, done, len(mine), len(samples))
+                    after = self._after(epoch, place, done, len(mine), len(samples))
+                    yield self.read(shard, sample), after
                 start = 0
             if not used:
                 raise InputError(f"{self.folder}: no sample has a picture and words: repack it.")
@@ -212,10 +220,10 @@ class WebShards:
         return {"id": name, "image": image, "captions": captions, "maps": maps, "group": maps}
 
     def index(self, shard: int) -> Index:
-        """Where the samples of a shard lie; its headers are read once."""
+        """Where the samples of a shard lie."""
         if shard not in self._indices:
             file = self.files[shard]
             if file.stat().st_size != self.sizes[shard]:
                 raise InputError(f"{file} changed while it was in use: begin anew.")
-            self._indices[shard] = scan(file, self.left_out)
+            self._indices[shard] = kept_index(file, self.left_out)
         return self._indices[shard]

@@ -2,11 +2,13 @@
 
 The texts are cut to 32 tokens: ``figures_captions_data`` says how, and how many.
 
-Four ways are held against the cut texts of the same test figures: "prismerz"; "exchanged", its texts, each
+Five ways are held against the cut texts of the same test figures: "prismerz"; "exchanged", its texts, each
 written for another test figure, so that only what is true of all figures can match; "nearest", the text of
 the training figure nearest in the frozen encoder's readout; "common", the one training text that shares
-most words with others. Intervals draw whole textbook sections. A twin that trains with exchanged pictures
-was tried with one seed and left out: it stayed at the frequencies of words, so to beat it shows little.
+most words with others; "zero-shot", what the published captioner of scenes, which never saw a figure, writes
+of the picture alone, without label maps. Intervals draw whole textbook sections. A twin that trains with
+exchanged pictures was tried with one seed and left out: it stayed at the frequencies of words, so to beat it
+shows little.
 """
 
 from __future__ import annotations
@@ -18,25 +20,40 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from .. import caption_metrics, checkpoints, metrics, prismer_training, records, runs, train
+from .. import (
+    caption_metrics,
+    checkpoints,
+    metrics,
+    prismer_training,
+    records,
+    runs,
+    scene_captioner,
+    settings,
+    train,
+)
 from ..data import figures, subsets
 from ..features import extract
 from ..files import read_json, write_json
 from ..prismer import load_prismer
 from ..prismer_config import MODELS
+from ..prismer_text import CAPTION_PROMPT
 from ..records import spread
 from ..runs import Recipe, Settings
 from ..trainable import freeze
 from .figures_captions_data import IMAGE, exchange, images, items, medoid, part
 
+ZERO_SHOT = "zero-shot"
+
 
 def units(s: Settings) -> list[str]:
-    """A unit a seed and way."""
-    return [f"{seed}-{way}" for seed in s["seeds"] for way in s["ways"]]
+    """A unit a seed and way, and one that has no seed."""
+    return [*(f"{seed}-{way}" for seed in s["seeds"] for way in s["ways"]), ZERO_SHOT]
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
     """The texts that one way gives the test figures, and how its training went."""
+    if unit == ZERO_SHOT:
+        return {"texts": _zero_shot(s)}
     seed, _, way = unit.partition("-")
     learnt, test = part(s, "train"), part(s, "test")
     count = len(learnt.texts)
@@ -86,6 +103,14 @@ def _trained(s: Settings, chosen: list[int], seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _zero_shot(s: Settings) -> list[str]:
+    """What the captioner of scenes writes, as it writes of scenes, from the picture alone."""
+    model = scene_captioner.load().to(settings.device())
+    s = {**s, "image_size": model.config.image_size}
+    test = items(s, "test", list(range(len(part(s, "test").texts))), CAPTION_PROMPT)
+    return prismer_training.captions(model, test, 64, num_beams=s["beams"])
+
+
 def readouts(s: Settings, split: str) -> torch.Tensor:
     """(N, R) of the frozen encoder, CLS and mean patch, each row of length 1."""
     depth = s["image_layers"]
@@ -105,6 +130,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         {"texts": [row["texts"][giver] for giver in exchange(len(test.texts), seed)]}
         for seed, row in zip(s["seeds"], found[first])
     ]
+    found[ZERO_SHOT] = [done[ZERO_SHOT]]
     for way, rows in found.items():
         texts = [row["texts"] for row in rows]
         scores = [caption_metrics.cider(each, references) for each in texts]
@@ -131,7 +157,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
             }
     comparisons = {
         f"{first} - {way}": metrics.paired_bootstrap(
-            cider[first], cider[way], test.sections
+            cider[first], cider[way].expand_as(cider[first]), test.sections
         )._asdict()
         for way in found
         if way != first

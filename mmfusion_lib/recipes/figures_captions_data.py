@@ -130,13 +130,13 @@ def exchange(count: int, seed: int) -> list[int]:
     return [giver[item] for item in range(count)]
 
 
-def items(s: Settings, split: str, chosen: list[int]) -> PrismerItems:
-    """Pictures and texts of some figures."""
+def items(s: Settings, split: str, chosen: list[int], prompt: str = "") -> PrismerItems:
+    """Pictures and texts of some figures; alternative texts begin as they like, without a prompt."""
     found = part(s, split)
     pixels = _pixels(split, s["count"][split], s["tokens"], s["image_size"])
     return PrismerItems(
         {"rgb": pixels},
-        [""] * len(chosen),  # alternative texts begin as they like
+        [prompt] * len(chosen),
         [[found.texts[row]] for row in chosen],
         checkpoints.load_tokenizer(TEXT),
         [found.sections[row] for row in chosen],

@@ -12,9 +12,11 @@ beams, shortlists, label smoothing, no clipping. Ours differ: cosine to 0 a step
 pre-training, and a step an epoch there and for questions); norms and biases do not decay; bf16, not fp16;
 the last epoch is kept, none is chosen on test; two of the ten distortions (``prismer_paper_data``);
 questions are trained without val, and scored on it, without the pictures of COCO's captions where the start
-knows those. A rank of names does not tell two classes of one name apart. LARGE is
-``model="prismer-large"``; in pre-training its rate is 1e-4. An interrupted run goes on with as many
-processes as before; one interrupted in its test has no throughput.
+knows those. As published is ``protocol="server"``: trained on val, too, and the answers to the test
+questions are written to a file for the server, so there is no accuracy. NoCaps without its references has
+such a file, too. It lies beside the weights, in the cache below ``stages``. A rank of names does not tell two
+classes of one name apart. LARGE is ``model="prismer-large"``; in pre-training its rate is 1e-4. An
+interrupted run goes on with as many processes as before; one interrupted in its test has no throughput.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from ..runs import Recipe, Settings
 from . import prismer_paper_data as data
 from . import prismer_paper_start as start
 from . import prismer_paper_tree
-from .prismer_paper_score import UNITS, alone, processes, score
+from .prismer_paper_score import UNITS, alone, processes, same_buffers, score
 
 POINTS = 200  # of a recorded loss curve
 COST = {  # name -> what it is of a unit, unit, and by what it is divided
@@ -70,19 +72,23 @@ def run_unit(s: Settings, unit: str) -> dict[str, Any]:
         return data.PaperItems(part, s["task"], model, labels, **spoken, **options)
 
     items = read(rows, crop=s["crop"], look=look)
-    for part in (items, *map(read, tests.values())):
-        part.collate([part[0]])  # what is missing shows now, and not after days of training
+    items.collate([items[0]])  # what is missing shows now, and not after days of training
+    for part in tests.values():
+        read(part, learn=False)[0]
     known = sha256(begin) if begin is not None and begin.is_file() else str(begin)
     folder = settings.cache_root() / "training" / s["name"] / digest(s, unit, known)
     result = fit(s, model, items, int(seed), folder)
+    same_buffers(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    path = start.own_file(s, int(seed))
     if s["task"] != "names":
-        path = start.stage_file(s, s["name"], int(seed))
         alone(lambda: trainable.save_trainable(model, path, about))
     start.resize(model, s["test_pixels"])
     scores: dict[str, float] = {}
     for name, part in tests.items():
-        scores |= {f"{name}-{key}": value for key, value in score(s, model, read(part), root)}
+        file = path.with_name(f"{path.stem}.{name}.json")
+        found = score(s, model, read(part, learn=False), root, file)
+        scores |= {f"{name}-{key}": value for key, value in found}
     if s["task"] == "names":  # fifteen checkpoints would fill a disk, and nothing starts from them
         alone(lambda: shutil.rmtree(folder, ignore_errors=True))
     every = max(1, len(result.losses) // POINTS)
@@ -114,7 +120,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
         label = "" if shots is None else f"{shots}-shot-"
         runs = [done[f"{seed}" if shots is None else f"{seed}-{shots}"] for seed in s["seeds"]]
         for metric in runs[0]["scores"]:
-            unit = UNITS[metric.split("-")[1]]
+            unit = UNITS[metric.split("-")[-1]]
             results[label + metric] = spread([run["scores"][metric] for run in runs], unit)
         for name, (key, unit, scale) in COST.items():
             results[label + name] = spread([run[key] / scale for run in runs], unit)
@@ -141,7 +147,7 @@ _PAPER: Settings = {
     "crop": [0.5, 1.0],
     "prompt": "",
     "sources": ["coco"],  # lists of captions
-    "shards": None,  # folder of shards below the data root, in place of the lists
+    "shards": None,  # folder of shards below the data root, in place of the lists; read by number
     "shots": [],
     "together": 8,  # samples a GPU holds at a time, on 32 GiB
     "recompute": False,  # True: less memory, more time
@@ -227,10 +233,11 @@ COCO = recipe(
 )
 VQA = recipe(
     "prismer-vqa",
-    "Prismer: questions of VQAv2 and Visual Genome, tested on val",
+    "Prismer: questions of VQAv2 and Visual Genome",
     9_000_000,
     {"epochs": 10, "batch_size": 512},
     task="answers",
+    protocol="local",  # or "server", as published: see above
 )
 IMAGENET = recipe(
     "prismer-imagenet",

@@ -20,6 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from .. import prismer_input, prismer_text
 from ..data import coco, imagenet, nocaps, vqav2, web_captions
 from ..data.images import open_image
+from ..data.paper_sets import LeftOut
+from ..data.shard_files import has_word
 from ..data.webshards import WebShards
 from ..errors import InputError
 from ..experts import geometry
@@ -61,7 +63,8 @@ class PaperItems:
         names: of the classes.
         crop: least and largest share of the picture that a crop keeps, drawn from torch's generator;
             None: the whole picture, as in a test.
-        look: names the rows; ``train.fit`` refuses to go on with others.
+        look: names the sources of the rows; ``train.fit`` refuses to go on with others.
+        learn: False: prompt and picture alone, as a test wants them.
     """
 
     def __init__(
@@ -75,17 +78,19 @@ class PaperItems:
         names: Sequence[str] = (),
         crop: Sequence[float] | None = None,
         look: str = "",
+        learn: bool = True,
     ):
         self.data, self.task, self.labels = data, task, labels
-        self.prompt, self.names, self.crop = prompt, list(names), crop
+        self.prompt, self.names, self.crop, self.learn = prompt, list(names), crop, learn
         self.tokenizer, self.transform = model.tokenizer, model.transform
         self.experts = model.config.experts
         self.map_size = min(prismer_input.MAP_SIZE, self.transform.size)
         self.tables = prismer_input.label_tables(model, self.experts)
-        self.digest = digest(
-            look, task, prompt, self.names, list(self.experts), list(crop or ()),
+        chosen = digest(
+            task, prompt, self.names, list(self.experts), list(crop or ()),
             self.transform.digest, self.tokenizer.digest,
         )  # fmt: skip
+        self.digest = f"{look}; settings {chosen[:8]}"
 
     def __len__(self) -> int:
         return len(self.data)
@@ -93,32 +98,30 @@ class PaperItems:
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self.data[i]
         prompt, texts, weight = self.spoken(row)
+        seen = {"prompt": prompt, **self.picture(row)}
+        if not self.learn:
+            return seen
+        if not texts:
+            raise InputError(f"The captions of {row['id']} have no word: leave that row out.")
         text = texts[int(torch.randint(len(texts), ()))] if len(texts) > 1 else texts[0]
         start = prompt_tokens(self.tokenizer, prompt)[:QUESTION_TOKENS]
         [said] = prismer_text.answer_ids(self.tokenizer, [text])
         said = said if len(said) <= TEXT_TOKENS else [*said[: TEXT_TOKENS - 1], said[-1]]
         return {
-            "prompt": prompt,
             "ids": torch.tensor(start + said),
             "labels": torch.tensor([IGNORED] * len(start) + said),
             "weight": weight,
-            **self.picture(row),
+            **seen,
         }
 
     def spoken(self, row: dict[str, Any]) -> tuple[str, list[str], float]:
-        """Prompt, texts that may follow it, and weight of a row.
-
-        Raises:
-            InputError: there is no word in any of its texts.
-        """
+        """Prompt, texts that may follow it, and weight of a row."""
         if self.task == "names":
             return prismer_text.CLASS_PROMPT, [self.names[row["label"]]], 1.0
         if self.task == "answers":
             question = prismer_text.clean_question(row["question"])
             return question, row["answers"], row.get("weight", 1.0)
         texts = [text for text in map(prismer_text.clean_caption, row["captions"]) if text]
-        if not texts:
-            raise InputError(f"The captions of {row['id']} have no word: leave that row out.")
         return self.prompt, texts, 1.0
 
     def picture(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +160,9 @@ class PaperItems:
 
 
 def training(s: Settings, root: Path, seed: int, shots: int) -> tuple[Any, str]:
-    """Rows that a stage trains on, and a digest of them.
+    """Rows that a stage trains on, and their sources: name, number of rows and digest of each.
+
+    Rows without a word in their captions, or question, are left out; a warning counts them.
 
     Raises:
         InputError: whatever a reader finds wrong.
@@ -166,27 +171,34 @@ def training(s: Settings, root: Path, seed: int, shots: int) -> tuple[Any, str]:
 
     if s["shards"] is not None:
         shards = WebShards(root / s["shards"])
-        return shards, shards.digest
+        look = f"{s['shards']} {len(shards)} rows {shards.digest[:8]}"
+        shards.left_out.warn(f"{shards.folder}")
+        return shards, look
     if s["task"] == "names":
-        parts = [imagenet.load("train", root, shots=shots, seed=seed)]
+        found = [("imagenet", imagenet.load("train", root, shots=shots, seed=seed))]
     elif s["task"] == "answers":
-        parts = [vqav2.load("train", root, protocol="local")]
+        found = [("vqav2", vqav2.load("train", root, protocol=s["protocol"]))]
     else:
-        parts = [
-            coco.load("train", root) if source == "coco"
-            else web_captions.load("train", root, source=source)
+        found = [
+            (source, coco.load("train", root) if source == "coco"
+            else web_captions.load("train", root, source=source))
             for source in s["sources"]
         ]  # fmt: skip
-    data = undecoded(datasets.concatenate_datasets(parts))
-    look = digest([part._fingerprint for part in parts])
-    return (Answers(data) if s["task"] == "answers" else data), look
+    parts = [_worded(undecoded(part), name) for name, part in found]
+    looks = [
+        f"{name} {len(part)} rows {whole._fingerprint[:8]}"
+        for (name, whole), part in zip(found, parts)
+    ]
+    data = datasets.concatenate_datasets(parts)
+    return (Answers(data) if s["task"] == "answers" else data), "; ".join(looks)
 
 
 def testing(s: Settings, root: Path) -> dict[str, Any]:
     """Rows that a stage is tested on, by name of the set.
 
-    NoCaps is left out where its list or its references are not there. Of VQAv2's validation part,
-    a model that starts from captions of COCO gets the questions on pictures that those do not show.
+    NoCaps is left out where its list is not there. Of VQAv2's validation part, a model that starts from
+    captions of COCO gets the questions on pictures that those do not show; ``protocol="server"`` has the
+    test part instead.
 
     Raises:
         InputError: whatever a reader finds wrong, or no question is left.
@@ -195,9 +207,12 @@ def testing(s: Settings, root: Path) -> dict[str, Any]:
         return {"imagenet": undecoded(imagenet.load("test", root))}
     if s["task"] == "captions":
         found = {"coco": undecoded(coco.load("test", root))}
-        if all(_there(root, file) for file in ("nocaps_val.json", nocaps.TRUTH)):
+        places = (root, root / nocaps.FOLDER)
+        if any((place / "nocaps_val.json").is_file() for place in places):
             found["nocaps"] = undecoded(nocaps.load("validation", root))
         return found
+    if s["protocol"] == "server":
+        return {"vqav2": undecoded(vqav2.load("test", root))}
     data = undecoded(vqav2.load("validation", root))
     if s["start"] is not None:
         known = {int(number) for number in coco.load("train", root)["group"][:]}
@@ -209,6 +224,21 @@ def testing(s: Settings, root: Path) -> dict[str, Any]:
             )
         data = data.select(rows)
     return {"vqav2": data}
+
+
+def _worded(data: Any, name: str) -> Any:
+    """The rows of a source with a word in what is read of them."""
+    column = next((c for c in ("question", "captions") if c in data.column_names), None)
+    if column is None:
+        return data
+    kept, left_out = [], LeftOut()
+    for i, text in enumerate(data[column]):
+        if has_word([text] if isinstance(text, str) else text):
+            kept.append(i)
+        else:
+            left_out.add("rows without a word", data[i]["id"])
+    left_out.warn(name)
+    return data.select(kept) if left_out.counts else data
 
 
 def undecoded(data: Any) -> Any:
@@ -233,7 +263,3 @@ def label_folder(s: Settings, root: Path) -> Path:
                 "or set experts to ()."
             )
     return folder
-
-
-def _there(root: Path, file: str) -> bool:
-    return any((place / file).is_file() for place in (root, root / nocaps.FOLDER))

@@ -39,6 +39,14 @@ def stage_file(s: Settings, recipe: str, seed: int = 0) -> Path:
     return settings.cache_root() / "stages" / name
 
 
+def own_file(s: Settings, seed: int) -> Path:
+    """Where a run with these settings leaves its weights; what it writes for a server lies beside them.
+
+    Weights that were trained on VQAv2's val, too, never take the place of others.
+    """
+    return stage_file(s, s["name"] + ("-server" if s.get("protocol") == "server" else ""), seed)
+
+
 def start_file(s: Settings) -> Path | None:
     """The file, or folder, that ``start`` names; None for none.
 

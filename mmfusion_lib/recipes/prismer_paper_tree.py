@@ -20,6 +20,7 @@ from ..files import digest, write_json
 
 SCENES = 8
 TRAIN, RESTVAL, TEST = range(4), (4,), (5, 6, 7)  # scenes by part of COCO
+DOMAINS = ("in-domain", "near-domain", "out-domain")  # of NoCaps's three pictures
 CLASSES = {"n00000001": "First", "n00000002": "Second"}
 
 
@@ -59,7 +60,10 @@ def make(root: Path) -> None:
     for i in TEST:
         _picture(root, f"nocaps/val/{i}.jpg", made[i])
     write_json(root / "nocaps_val.json", [{"image": f"val/{i}.jpg", "img_id": i} for i in TEST])
-    write_json(root / nocaps.TRUTH, _truth({i: captions[i] for i in TEST}))
+    truth = _truth({i: captions[i] for i in TEST})
+    for image, domain in zip(truth["images"], DOMAINS):
+        image["domain"] = domain
+    write_json(root / nocaps.TRUTH, truth)
 
     web = {
         "vg_caption": "vg/VG_100K",
@@ -76,7 +80,7 @@ def make(root: Path) -> None:
 
 def _questions(root: Path, made: list[scenes.Scene], names: dict[int, str]) -> None:
     """How many objects there are, and whether there is one of a kind."""
-    rows, asked, told = [], [], []
+    rows, asked, told, test = [], [], [], []
     kinds = scenes.KINDS
     for i, scene in enumerate(made):
         there = {item["kind"] for item in scene.graph["objects"]}
@@ -93,7 +97,12 @@ def _questions(root: Path, made: list[scenes.Scene], names: dict[int, str]) -> N
                 asked.append({"question_id": number, "image_id": i + 1, "question": question})
                 ten = [{"answer": answer}] * 10
                 told.append({"question_id": number, "image_id": i + 1, "answers": ten})
+            if i in TEST:
+                image = f"test2015/COCO_test2015_{i + 1:012d}.jpg"
+                test.append({"question_id": number, "image": image, "question": question})
+                _picture(root, f"vqav2/{image}", scene)
     write_json(root / "vqav2_train_val.json", rows)
+    write_json(root / "vqav2_test.json", test)
     genome = {**rows[0], "dataset": "vg", "image": "VG_100K/0.jpg", "weight": vqav2_rows.VG_WEIGHT}
     write_json(root / "vg_qa.json", [{**genome, "answer": rows[0]["answer"][0]}])
     write_json(root / "vg" / "image_data.json", [{"image_id": 0, "coco_id": None}])

@@ -1,4 +1,4 @@
-"""Speed of Prismer's language side, and the bytes of a batch, against the published way.
+"""Speed of Prismer's language side, and the bytes of a batch, against the published way; and of training.
 
 Sizes of Prismer base: RoBERTa-base made causal, 260 vision tokens of width 768, random weights.
 
@@ -11,6 +11,8 @@ ranking    1,000 answers of 2 to 4 tokens behind a question of 12: our tree, aga
            each answer, 10 at a time, measured on some of them and scaled by their number.
 bytes      a batch of 8 pictures with six label maps at 224 pixels: integer maps and tables, against
            painted float maps. Counted, not timed.
+
+Two more units are about training Prismer small: see ``prismer_speed_training``.
 
 On a CPU the clock is the processor time of this process, so that other work on the machine does not
 count; on a GPU it is the wall. "Published" is our own code in the order of work that the facts
@@ -35,6 +37,7 @@ from ..generate import generate
 from ..rank import rank
 from ..records import spread
 from ..runs import Recipe, Settings
+from . import prismer_speed_training as training
 
 LATENTS, WIDTH, BEAMS, LENGTH, PROMPT = 260, 768, 3, 20, 4
 QUESTION, TOGETHER = 12, 10
@@ -47,8 +50,15 @@ def units(s: Settings) -> list[str]:
     return [*(f"captions-{batch}" for batch in s["batches"]), "ranking", "bytes"]
 
 
+def all_units(s: Settings) -> list[str]:
+    """And those of training."""
+    return [*units(s), *training.UNITS]
+
+
 def run_unit(s: Settings, unit: str) -> dict[str, list[float]]:
     """Published way, ours and their ratio, run after run."""
+    if unit in training.UNITS:
+        return training.run_unit(s, unit)
     kind, _, batch = unit.partition("-")
     if kind == "bytes":
         return megabytes(8)
@@ -66,11 +76,11 @@ def run_unit(s: Settings, unit: str) -> dict[str, list[float]]:
 def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     """Spread over the runs."""
     results = {}
-    for name, found in done.items():
+    for name in units(s):
         unit = UNITS[name.partition("-")[0]]
-        for which, values in found.items():
+        for which, values in done[name].items():
             results[f"{name}-{which}"] = spread(values, "ratio" if which == "ratio" else unit)
-    return {"results": results}
+    return {"results": results | training.summarise(done)}
 
 
 @dataclass
@@ -221,11 +231,12 @@ _LAB = {
     "answers": 1000,
     "measured": 20,
     "repeats": 3,
+    **training.LAB,
 }
 
 RECIPE = Recipe(
     name="prismer-speed",
-    title="Speed of writing and ranking, bytes of a batch, against the published way",
+    title="Speed of writing, ranking and training, and bytes of a batch",
     chapter="05",
     scales={
         "smoke": {
@@ -235,12 +246,13 @@ RECIPE = Recipe(
             "answers": 40,
             "measured": 20,
             "repeats": 1,
+            **training.SMOKE,
         },
         "lab": _LAB,
-        "paper": {**_LAB, "batches": [1, 4, 32], "dtype": "bfloat16"},  # for a GPU
+        "paper": {**_LAB, "batches": [1, 4, 32], "dtype": "bfloat16", **training.GPU},
     },
-    minutes={"smoke": 0.1, "lab": 5, "paper": 5},
-    units=units,
+    minutes={"smoke": 0.3, "lab": 8, "paper": 8},
+    units=all_units,
     run_unit=run_unit,
     summarise=summarise,
 )
