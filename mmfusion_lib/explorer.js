@@ -71,7 +71,7 @@ function render({ model, el }) {
   let data = null, live = false, number = 0;
   const waiting = new Map();
   const state = { picture: 0, on: new Set(), noise: "none", amount: 0.5, spoils: "all", seed: 0,
-    tree: null, path: [], shown: 0, chosen: 0, stored: 0 };
+    tree: null, path: [], shown: 0, chosen: 0, stored: 0, own: null };
 
   // Asking the model. A reply that comes after a newer question of its kind is dropped.
   function ask(question, then, buffers) {
@@ -155,13 +155,16 @@ function render({ model, el }) {
       control("Beams", select([1, 2, 3, 4, 5].map((n) => [n, n]), w.beams, set("beams"))),
       control("Most tokens", length[0]), length[1], control("Temperature", heat[0]), heat[1], again);
     const own = make("input", { type: "text", placeholder: "your own question" });
-    const post = () => ask({ ask: "answer", question: own.value, ...asked() }, answered);
+    const post = () => {
+      const question = own.value; // asked again, once it has been answered, as experts and pictures change
+      ask({ ask: "answer", question, ...asked() }, (reply) => { state.own = question; answered(reply); });
+    };
     own.addEventListener("keydown", (event) => { if (event.key === "Enter") post(); event.stopPropagation(); });
     const go = button("Ask", post, { disabled: !live });
     questions.replaceChildren();
     if (data.questions.length) {
       questions.append(control("Ask", select(data.questions.map((q, n) => [n, q]), 0,
-        (value) => { state.stored = Number(value); run(); }), false));
+        (value) => { state.stored = Number(value); state.own = null; run(); }), false));
     }
     questions.append(control("or your own", own), go);
     if (!live) go.setAttribute("aria-describedby", id("why"));
@@ -264,7 +267,7 @@ function render({ model, el }) {
 
   function run(prefix = [], then = () => show(state.path.length)) {
     if (data.kind === "ask") {
-      const question = data.questions[state.stored];
+      const question = state.own ?? data.questions[state.stored];
       if (question !== undefined) ask({ ask: "answer", question, stored: state.stored, ...asked() }, answered);
       return;
     }

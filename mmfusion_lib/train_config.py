@@ -20,7 +20,11 @@ class TrainConfig:
         epochs: passes over the data. Each has ``len(data) // batch_size`` steps; the samples left
             over at the end of its random order wait for another epoch.
         batch_size: samples per optimizer step, over all processes and accumulated parts together.
-            So the same configuration gives the same loss curve on one GPU and on eight.
+            So without dropout and BatchNorm the loss curve is the same, to rounding, on one GPU and
+            on eight. Dropout is drawn by each process. BatchNorm, as in the stems of Prismer's
+            experts, sees ``batch_size / (processes * accumulate)`` samples at once: where that is
+            equal, so is the curve. Its running statistics that are validated and saved are those
+            of the first process, of its own samples alone.
         lr: highest learning rate.
         weight_decay: for weights of two or more dimensions; biases, norms and other vectors get 0.
         optimizer: ``"adamw"`` or ``"sgd"``.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mmfusion_lib import caption_metrics, metrics
 from mmfusion_lib.caption_metrics import bleu, cider, meteor, rouge_l, spice, words
@@ -123,3 +126,28 @@ def test_without_java_the_sentence_says_so(metric, monkeypatch):
     monkeypatch.setattr(caption_metrics.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"java is not on the path.*use cider, bleu and rouge_l"):
         metric(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "given_back"),
+    [
+        (meteor, [0.25, 0.5]),
+        (spice, [{"All": {"f": f, "pr": 0.9}, "Color": {"f": math.nan}} for f in (0.25, 0.5)]),
+    ],
+)
+def test_what_java_is_given_and_gives_back(metric, given_back, monkeypatch):
+    """Words as ours, texts by row; one candidate without words is a full stop, not an empty line."""
+    name, seen = metric.__name__, []
+
+    class Scorer:  # in place of pycocoevalcap's Meteor or Spice
+        def compute_score(self, truth, ours):
+            seen.append((truth, ours))
+            return 0.3, given_back
+
+    module = SimpleNamespace(**{name.capitalize(): Scorer})
+    monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}.{name}", module)
+    monkeypatch.setattr(caption_metrics.shutil, "which", {"java": "/bin/java"}.get)
+    scores = metric(["A red Mug!", "..."], [["It's red.", "a mug"], ["Nothing"]])
+    assert seen == [({0: ["it 's red", "a mug"], 1: ["nothing"]}, {0: ["a red mug"], 1: ["."]})]
+    assert scores.corpus == 0.3  # Java's own, not the mean of the items
+    assert scores.items.tolist() == [0.25, 0.5] and scores.items.dtype == torch.double

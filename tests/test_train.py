@@ -123,6 +123,23 @@ def test_one_step_of_sgd_by_hand():
     assert result.history == [{"step": 1, "epoch": 1, "loss": 2.0, "lr": 0.1}]
 
 
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [(1.0, [0.94, 0.92]), (6.0, [0.7, 0.6])],
+)
+def test_one_clipped_step_by_hand(clip, expected):
+    # loss = 3 v + 4 w -> gradient (3, 4), of norm 5 over both parameters together. Above clip=1 it
+    # becomes (0.6, 0.8), below clip=6 it stays; a step of rate 0.1 from (1, 1).
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v, self.w = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    model, config = Two(), TrainConfig(epochs=1, batch_size=1, lr=0.1, optimizer="sgd", clip=clip)
+    fit(model, [0], lambda m, _: (3 * m.v + 4 * m.w).sum(), config, progress=False)
+    assert torch.allclose(torch.cat([model.v, model.w]), torch.tensor(expected))
+
+
 def test_weight_decay_spares_vectors():
     decay, spared = make_optimizer(
         nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), CONFIG

@@ -61,6 +61,10 @@ class Browser:
             else addEventListener("load", () => setTimeout(typeset, 100));
             """
         )
+        self.listen()
+
+    def listen(self) -> None:
+        """Add to the record what was asked for since."""
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":

@@ -13,9 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from explorer_maker import HOSTILE, explorer
+from explorer_maker import EXPERTS, HOSTILE, explorer
+from shown import DOWN, END, ENTER, HOME, RIGHT, SPACE, Shown
 
 from mmfusion_lib import widgets
+from mmfusion_lib.explorer import Noise, Writing
 from mmfusion_lib.widgets import AskWidget, CaptionExplorer
 
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
@@ -35,7 +37,7 @@ const model = {
   off: () => {},
   send: async (question, _, buffers = []) => {
     const body = JSON.stringify({question, buffers: buffers.map(text)});
-    const reply = await (await fetch("/ask", {method: "POST", body})).json();
+    const reply = await (await fetch(location.pathname, {method: "POST", body})).json();
     heard.forEach((hear) => hear(reply));
   },
 };
@@ -44,14 +46,30 @@ widget.render({model, el: document.getElementById("live")});
 
 
 @pytest.fixture(scope="module")
-def served():
-    """Address of three pages, and the widget that answers the live one."""
+def truth():
+    """An explorer like those of the live pages, to compare with. One answer is hostile."""
+    return explorer(HOSTILE, answers=["red", "blue mug", "two", HOSTILE])
+
+
+@pytest.fixture(scope="module")
+def log():
+    """What the live pages asked the kernel, the newest last."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def served(truth, log):
+    """Address of a still page, and of two live ones with a kernel that answers one thing at a time."""
     caption, asking = CaptionExplorer(explorer(HOSTILE)), AskWidget(explorer(HOSTILE))
-    live = CaptionExplorer(explorer(HOSTILE))
-    css = f"<style>{widgets.STYLE}</style>"
+    kernels = {
+        "/live": CaptionExplorer(explorer(HOSTILE)),
+        "/asking": AskWidget(explorer(HOSTILE, answers=truth.answers)),
+    }
+    busy = threading.Lock()
+    live = PAGE % (f"<style>{widgets.STYLE}</style>" + LIVE)
     files = {
         "/still": ("text/html", PAGE % (caption.html() + asking.html())),
-        "/live": ("text/html", PAGE % (css + LIVE)),
+        **{address: ("text/html", live) for address in kernels},
         "/explorer.js": ("text/javascript", widgets.SCRIPT),
     }
 
@@ -63,7 +81,10 @@ def served():
         def do_POST(self):
             found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             parts = [base64.b64decode(part) for part in found["buffers"]]
-            self.answer("application/json", json.dumps(live.reply(found["question"], parts)))
+            with busy:
+                log.append(found["question"])
+                reply = kernels[self.path].reply(found["question"], parts)
+            self.answer("application/json", json.dumps(reply))
 
         def answer(self, kind, text):
             data = text.encode()
@@ -82,38 +103,6 @@ def served():
     server.shutdown()
 
 
-class Shown:
-    """A widget as a reader has it."""
-
-    def __init__(self, browser, number=0):
-        self.browser = browser
-        self.root = browser.driver.find_elements("css selector", ".mmfw")[number]
-
-    def all(self, query):
-        return self.root.find_elements("css selector", query)
-
-    def words(self):
-        return [word.text for word in self.all(".mmfw-word")]
-
-    def status(self):
-        return self.all(".mmfw-status")[0].text
-
-    def choices(self):
-        return self.all("button.mmfw-choice")
-
-    def press(self, *keys):
-        for key in keys:
-            self.browser.driver.switch_to.active_element.send_keys(key)
-
-    def until(self, true):
-        from selenium.common.exceptions import StaleElementReferenceException
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        drawn_anew = [StaleElementReferenceException]
-        wait = WebDriverWait(self.browser.driver, 20, ignored_exceptions=drawn_anew)
-        wait.until(lambda _: true())
-
-
 @pytest.fixture
 def still(browser, served):
     browser.driver.get_log("performance")  # of the pages before
@@ -122,20 +111,15 @@ def still(browser, served):
     return Shown(browser)
 
 
-RIGHT, END, ENTER, SPACE, TAB = "\ue014", "\ue010", "\ue007", " ", "\ue004"
-
-
 # The page without a kernel
 
 
 def test_a_page_asks_nobody_and_runs_no_markup(browser, still, served):
     still.choices()[0].click()
     still.all(".mmfw-map input")[0].click()
-    log = [json.loads(entry["message"]) for entry in browser.driver.get_log("performance")]
-    sent = [e["message"] for e in log if e["message"]["method"] == "Network.requestWillBeSent"]
-    asked = [*browser.requests, *(message["params"]["request"]["url"] for message in sent)]
-    assert f"{served}/still" in asked  # the record works
-    rest = {url for url in asked if not url.startswith(("data:", "chrome:"))}
+    browser.listen()
+    assert f"{served}/still" in browser.requests  # the record works
+    rest = {url for url in browser.requests if not url.startswith(("data:", "chrome:"))}
     assert rest <= {f"{served}/still", f"{served}/favicon.ico"}
     assert browser.script("return window.hurt") is None
     assert still.all(".mmfw-pick span")[0].text == HOSTILE
@@ -146,7 +130,7 @@ def test_a_page_asks_nobody_and_runs_no_markup(browser, still, served):
 def test_another_word_changes_the_caption(still):
     before, words = still.status(), still.words()
     still.all(".mmfw-word")[1].click()
-    other = next(c for c in still.choices() if c.get_attribute("aria-pressed") == "false")
+    other = still.other()
     label = other.get_attribute("aria-label").split(",")[0]
     other.click()
     assert still.status() != before
@@ -154,6 +138,19 @@ def test_another_word_changes_the_caption(still):
     active = still.browser.driver.switch_to.active_element  # focus stays with the choice
     assert active.get_attribute("aria-label").startswith(label)
     assert active.get_attribute("aria-pressed") == "true"
+
+
+def test_a_pointer_over_a_word_shows_where_it_looked(still):
+    chosen, words = still.look(), still.all(".mmfw-word")
+    looks = []
+    for word in words[:2]:
+        still.hover(word)
+        looks.append(still.look())
+        assert looks[-1][0].startswith(f'When it chose "{word.text}"')
+    assert len({text for text, _ in (chosen, *looks)}) == 3
+    assert len({patches for _, patches in (chosen, *looks)}) == 3
+    still.hover(still.all(".mmfw-status")[0])
+    assert still.look() == chosen  # back to the word that is chosen
 
 
 def test_by_keyboard_alone(still):
@@ -225,7 +222,7 @@ def test_questions_in_a_page(browser, still):
     before = asking.status()
     select = asking.all("select")[0]
     browser.script("arguments[0].focus()", select)
-    asking.press("\ue015")  # arrow down
+    asking.press(DOWN)
     assert asking.status() != before and asking.status().startswith("Book?")
     assert not asking.all("input[type=text]")[0].is_enabled()
 
@@ -261,13 +258,38 @@ def test_everything_has_a_name(browser, still):
 # With a kernel
 
 
+def opened(browser, address, drawn):
+    """A live widget that has been answered."""
+    browser.open(address)
+    live = Shown(browser)
+    live.until(lambda: live.all(drawn))
+    return live
+
+
 @pytest.fixture
-def live(browser, served):
-    browser.open(f"{served}/live")
-    Shown.until(type("Early", (), {"browser": browser})(), lambda: browser.script(
-        "return document.querySelectorAll('.mmfw-word').length > 0"
-    ))  # fmt: skip
-    return Shown(browser)
+def live(browser, served, log):
+    log.clear()
+    return opened(browser, f"{served}/live", ".mmfw-word")
+
+
+@pytest.fixture
+def asking(browser, served, log):
+    log.clear()
+    return opened(browser, f"{served}/asking", "li.mmfw-choice")
+
+
+def words_of(tree):
+    """The caption of a tree, word by word."""
+    words, node = [], 0
+    while node >= 0:
+        taken, choices = tree["nodes"][node]
+        token, _, node = choices[taken]
+        words.append("(end)" if token == tree["end"] else tree["words"][str(token)][0])
+    return words
+
+
+def ranked(answer):
+    return [(text, pytest.approx(score, abs=0.0051)) for text, score in answer["ranked"]]
 
 
 def test_live_any_word_leads_on(live):
@@ -280,16 +302,67 @@ def test_live_any_word_leads_on(live):
     assert live.words()[:2] == [words[0], label]
 
 
-def test_live_experts_noise_and_temperature(live):
-    first, boxes = live.words(), live.all(".mmfw-map input")
+def test_live_any_set_of_experts(live, log, truth):
+    boxes = live.all(".mmfw-map input")
     boxes[0].click()
     boxes[1].click()
-    live.until(lambda: live.words() != first)
-    assert all(box.is_enabled() for box in boxes)  # any set of experts
-    source = live.all(".mmfw-map img")[2].get_attribute("src")
-    live.all(".mmfw-row[aria-label='Noise on the maps'] option[value=noise]")[0].click()
-    live.until(lambda: live.all(".mmfw-map img")[2].get_attribute("src") != source)
-    assert live.all(".mmfw-alarm")[0].text == ""
+    live.until(lambda: live.words() == words_of(truth.caption(0, EXPERTS[2:])))
+    assert log[-1]["experts"] == list(EXPERTS[2:])
+    assert all(box.is_enabled() for box in boxes)
+    assert live.alarm() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "changed"),
+    [
+        ("Beams", "3", {"beams": 3}),
+        ("Most tokens", HOME, {"length": 6}),
+        ("Temperature", END, {"temperature": 2}),
+    ],
+)
+def test_live_writing(live, log, truth, name, key, changed):
+    """A control changes what the kernel is asked for, nothing else of it, and the caption."""
+    wanted, before = {**vars(truth.writing), **changed}, live.words()
+    live.control(name).send_keys(key)
+    live.until(lambda: live.words() != before)
+    assert log[-1]["writing"] == wanted
+    assert live.words() == words_of(truth.caption(0, EXPERTS, writing=Writing(**wanted)))
+    shown = [output.text for output in live.all("[aria-label='How it is written'] output")]
+    assert shown == [str(wanted["length"]), f"{wanted['temperature']:g}"]
+
+
+def test_live_draw_again(live, log, truth):
+    for seed in (0, 1, 2):
+        before = live.words()
+        if seed == 0:
+            live.control("Temperature").send_keys(END)
+        else:
+            live.button("Draw again").click()
+        wanted = Writing(**{**vars(truth.writing), "temperature": 2, "seed": seed})
+        drawn = words_of(truth.caption(0, EXPERTS, writing=wanted))
+        assert drawn != before
+        live.until(lambda drawn=drawn: live.words() == drawn)
+        assert log[-1]["writing"] == vars(wanted)
+
+
+def test_live_noise(live, log, truth):
+    """Kind, strength and the maps that are spoilt: all reach the maps and the caption."""
+    wanted = {"kind": "none", "amount": 0.5, "experts": list(EXPERTS)}
+
+    def turn(name, key, **changed):
+        wanted.update(changed)
+        noise = Noise(wanted["kind"], wanted["amount"], tuple(wanted["experts"]))
+        maps = [each["image"] for each in truth.maps(0, noise)]
+        words = words_of(truth.caption(0, EXPERTS, noise=noise))
+        assert maps != live.maps() and words != live.words()
+        live.control(name).send_keys(key)
+        live.until(lambda: live.maps() == maps and live.words() == words)
+        assert [question["noise"] for question in log[-2:]] == [wanted] * 2
+        assert {question["ask"] for question in log[-2:]} == {"maps", "write"}
+
+    turn("Noise", DOWN, kind="blur")
+    turn("Amount", END, amount=1)
+    turn("On", END, experts=["ocr_detection"])
 
 
 def test_live_upload_good_and_bad(live, tmp_path):
@@ -308,3 +381,64 @@ def test_live_upload_good_and_bad(live, tmp_path):
     assert "<b>mine & yours.png" in note and "cannot run here: depth" in note
     assert "trained on nothing yet" in note
     assert live.all(".mmfw-alarm")[0].text == ""
+
+
+# Questions with a kernel
+
+
+def test_live_questions(asking, log, truth):
+    """Chosen or typed, by key or by button: the answers and their scores are the model's."""
+    own = asking.control("or your own")
+
+    def answered(question):
+        asking.until(lambda: asking.status().startswith(question))
+        answer = truth.answer(0, EXPERTS, question)
+        assert asking.ranking() == ranked(answer) and len(answer["ranked"]) == 4
+        assert asking.status() == f"{question} {answer['ranked'][0][0]}."
+        assert asking.all(".mmfw-said")[0].text == f"Asked: {question}"
+
+    answered("Two mug on the left?")
+    asking.control("Ask").send_keys(END)
+    answered("Book?")
+    own.send_keys("sign on the right", ENTER)
+    answered("Sign on the right?")
+    assert log[-1]["question"] == "sign on the right" and log[-1]["experts"] == list(EXPERTS)
+    own.clear()
+    own.send_keys("red mug")
+    asking.button("Ask").click()
+    answered("Red mug?")
+    assert asking.alarm() == ""
+
+
+def test_live_own_question_stays_while_experts_and_pictures_change(asking, truth):
+    question = "Sign on the right?"
+    asking.control("or your own").send_keys(question, ENTER)
+    asking.until(lambda: asking.ranking() == ranked(truth.answer(0, EXPERTS, question)))
+    asking.all(".mmfw-map input")[0].click()
+    asking.until(lambda: asking.ranking() == ranked(truth.answer(0, EXPERTS[1:], question)))
+    asking.all(".mmfw-pick")[1].click()
+    asking.until(lambda: asking.ranking() == ranked(truth.answer(1, EXPERTS, question)))
+    asking.control("Ask").send_keys(END)
+    asking.until(lambda: asking.ranking() == ranked(truth.answer(1, EXPERTS, "Book?")))
+
+
+def test_live_empty_question(asking):
+    own = asking.control("or your own")
+    own.send_keys(" ?", ENTER)
+    asking.until(lambda: "has no words: ask something" in asking.alarm())
+    assert asking.status() == ""
+    own.send_keys("book", ENTER)
+    asking.until(lambda: asking.status().startswith("Book?"))
+    assert asking.alarm() == ""
+
+
+def test_live_hostile_question_is_text(browser, asking):
+    """The answers hold a hostile one, too. Marks that questions lose are not needed to hurt."""
+    question = "<img src=x onerror=hurt=1>?"
+    asking.control("or your own").send_keys(question, ENTER)
+    asking.until(lambda: asking.status().startswith(question))
+    assert asking.all(".mmfw-said")[0].text == f"Asked: {question}"
+    assert HOSTILE in [text for text, _ in asking.ranking()]
+    sources = [image.get_attribute("src") for image in asking.all("img")]
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    assert browser.script("return window.hurt") is None
