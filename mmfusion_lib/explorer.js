@@ -154,18 +154,21 @@ function render({ model, el }) {
     writing.replaceChildren(
       control("Beams", select([1, 2, 3, 4, 5].map((n) => [n, n]), w.beams, set("beams"))),
       control("Most tokens", length[0]), length[1], control("Temperature", heat[0]), heat[1], again);
+    const stored = select(data.questions.map((q, n) => [n, q]), 0,
+      (value) => { state.stored = Number(value); state.own = null; run(); });
     const own = make("input", { type: "text", placeholder: "your own question" });
     const post = () => {
       const question = own.value; // asked again, once it has been answered, as experts and pictures change
-      ask({ ask: "answer", question, ...asked() }, (reply) => { state.own = question; answered(reply); });
+      ask({ ask: "answer", question, ...asked() }, (reply) => {
+        state.own = question;
+        stored.selectedIndex = -1; // so that any stored question can be chosen again
+        answered(reply);
+      });
     };
     own.addEventListener("keydown", (event) => { if (event.key === "Enter") post(); event.stopPropagation(); });
     const go = button("Ask", post, { disabled: !live });
     questions.replaceChildren();
-    if (data.questions.length) {
-      questions.append(control("Ask", select(data.questions.map((q, n) => [n, q]), 0,
-        (value) => { state.stored = Number(value); state.own = null; run(); }), false));
-    }
+    if (data.questions.length) questions.append(control("Ask", stored, false));
     questions.append(control("or your own", own), go);
     if (!live) go.setAttribute("aria-describedby", id("why"));
     pick(0);
