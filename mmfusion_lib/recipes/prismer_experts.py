@@ -19,7 +19,7 @@ from ..data.scene_objects import WORDS
 from ..experts import from_scenes
 from ..prismer_config import ENCODERS, named_prismer
 from ..prismer_encoder import PrismerEncoder
-from ..records import spread
+from ..records import cost, costs, spread
 from ..runs import Recipe, Settings
 from ..trainable import freeze
 
@@ -47,14 +47,13 @@ def units(s: Settings) -> list[str]:
 
 
 def run_unit(s: Settings, unit: str) -> dict[str, Any]:
-    """Train one way; test hits, validation accuracy by epoch."""
+    """Train one way; test hits, validation accuracy by epoch, what training took."""
     seed, _, way = unit.partition("-")
     result, hits = trained(s, way, int(seed))
     return {
         "hits": hits,
         "validation": [row["accuracy"] for row in result.validations],
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
+        **cost(result),
     }
 
 
@@ -123,8 +122,7 @@ def summarise(s: Settings, done: dict[str, Any]) -> dict[str, Any]:
     }
     results = {way: spread(rows.double().mean(1).tolist()) for way, rows in hits.items()}
     for way in s["ways"]:
-        seconds = [done[f"{seed}-{way}"]["seconds"] for seed in s["seeds"]]
-        results[f"{way}-seconds"] = spread(seconds, "seconds")
+        results |= costs(way, [done[f"{seed}-{way}"] for seed in s["seeds"]])
     pairs = [("all", "rgb"), ("words", "rgb"), ("all", "words"), ("all", "all-but-words")]
     pairs += [("words+noise", "words"), ("words+noise", "rgb"), ("words", "words-wrong-0.25")]
     pairs += [("words-wrong-0.25", "words-wrong-0.5"), ("words-wrong-0.5", "words-wrong-1")]
