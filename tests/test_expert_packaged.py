@@ -47,10 +47,25 @@ def test_the_list_tells_licences_before_anything_is_fetched(cache):
     for name, expert in experts.items():
         assert expert.name == name and expert.model and expert.licence and expert.megabytes > 0
         assert kind_of(name)
+        assert not expert.at_hand() or name == "ocr_detection"
     assert not cache.exists()
     assert "non-commercial" in experts["edge"].licence
     with pytest.raises(InputError, match="No packaged expert is called 'depth': use one of edge"):
         packaged.packaged("depth")
+
+
+def test_an_expert_whose_wheel_is_in_the_cache_is_at_hand(cache):
+    wheel = wheels.EXPERT_WHEELS["edge"]
+    (cache / "wheels").mkdir(parents=True)
+    (cache / "wheels" / wheel.file).touch()
+    found = [name for name, expert in packaged.packaged_experts().items() if expert.at_hand()]
+    assert [name for name in found if name != "ocr_detection"] == ["edge"]
+
+
+@pytest.mark.parametrize("spec", [None, object()])
+def test_the_reader_of_words_is_at_hand_where_its_package_is(monkeypatch, spec):
+    monkeypatch.setattr(ocr, "find_spec", lambda name: spec)
+    assert ocr.OCR.at_hand() == (spec is not None)
 
 
 def test_the_pins_of_the_wheels_are_whole():

@@ -26,7 +26,8 @@ class Foreground(PackagedExpert):
 
     name = "seg_foreground"
     model = "U2-NetP, trained on DUTS"
-    licence = EXPERT_WHEELS["seg_foreground"].licence
+    wheel = EXPERT_WHEELS["seg_foreground"]
+    licence = wheel.licence
     megabytes = 310.0
 
     def __init__(self, device: str | None = None):

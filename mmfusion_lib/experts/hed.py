@@ -36,7 +36,8 @@ class HED(PackagedExpert):
 
     name = "edge"
     model = "HED (VGG16), trained on BSDS500"
-    licence = EXPERT_WHEELS["edge"].licence
+    wheel = EXPERT_WHEELS["edge"]
+    licence = wheel.licence
     megabytes = 230.0
 
     def __init__(self, device: str | None = None):

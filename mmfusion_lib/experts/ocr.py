@@ -50,6 +50,11 @@ class OCR(PackagedExpert):
         package = need("rapidocr_onnxruntime", "rapidocr-onnxruntime", self.name)
         self.reader = package.RapidOCR(intra_op_num_threads=torch.get_num_threads())
 
+    @classmethod
+    def at_hand(cls) -> bool:
+        """Whether the package is installed: it carries the weights."""
+        return find_spec("rapidocr_onnxruntime") is not None
+
     def label(self, pixels: np.ndarray) -> LabelMap:
         """Small pictures are enlarged by the reader, to 736 pixels on the shorter side."""
         return paint_words(self.words(pixels), pixels.shape[:2])

