@@ -6,6 +6,7 @@ it was given, row by row, so that a training that goes on with other data can sa
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def run(
     if start is not None:
         _start_from(model, config, start)
     if config.experts and labels is None:
+        if not resume:  # pictures may be others now
+            shutil.rmtree(folder / "labels", ignore_errors=True)
         labels = _make_labels(root, folder / "labels", config.experts)
     pictures = Pictures(model, root, labels)
     looks = check_pictures(pictures, rows)

@@ -27,11 +27,15 @@ from torch import Tensor
 from . import caption_training, prismer_text, prismer_training, settings, trainable
 from .caption_items import LONGEST, Picture, Pictures
 from .caption_training import BATCH, CaptionerConfig, FitReport
+from .checkpoints import weights_digest
 from .data import caption_table
 from .errors import InputError
 from .experts import tensors
+from .files import digest
 from .prismer import Prismer
 from .prismer_text import CAPTION_PROMPT
+
+Say = Callable[[Tensor, list[str]], list[str]]  # latents (B, L, D), prompts -> B texts
 
 LENGTHS = (5, 16)  # tokens of a published caption: of its 8 to 20, four are the prompt
 
@@ -207,7 +211,8 @@ class Captioner:
     ) -> Written:
         """Caption every picture below a folder, or ask the same of each, and write a table of it.
 
-        A picture that cannot be read is left out and reported. The table is what ``fit`` reads.
+        A picture that cannot be read is left out and reported. The table is what ``fit`` reads. A call
+        that was stopped goes on where it was, given again; a picture that has changed is done anew.
 
         Args:
             folder: of the pictures.
@@ -225,35 +230,57 @@ class Captioner:
         prompt = CAPTION_PROMPT if question is None else self._question(question)
         say = self._captions if question is None else self._answers(self.answers)
         pictures = self._pictures(folder, labels)
+        using = (
+            weights_digest(self.model),
+            self.lengths,
+            self.answers,
+            pictures.experts,
+            str(labels),
+        )
+        kept = caption_table.Kept(file, digest(using, question))
         found: list[tuple[str, ...]] = []
-        skipped = []
+        skipped: list[tuple[str, str]] = []
         with tqdm(total=len(names), unit="picture", leave=False, disable=None) as bar:
             for start in range(0, len(names), BATCH):
-                opened: dict[str, Picture] = {}
-                for name in names[start : start + BATCH]:
-                    try:
-                        name.encode()
-                        opened[name] = pictures(name)
-                    except UnicodeEncodeError:
-                        skipped.append((name, f"{name!r} is no UTF-8 name: rename it."))
-                    except InputError as error:
-                        skipped.append((name, str(error)))
-                if opened:
-                    latents = self._encode(pictures, list(opened.values()))
-                    texts = say(latents, [prompt] * len(opened))
-                    asked = () if question is None else (question,)
-                    found += [(name, *asked, text) for name, text in zip(opened, texts)]
-                bar.update(len(names[start : start + BATCH]))
+                some = names[start : start + BATCH]
+                key = digest([(name, _look(pictures.folder / name)) for name in some])
+                if key not in kept.parts:
+                    kept.add(key, self._one_batch(pictures, some, prompt, say))
+                texts, reasons = kept.parts[key]
+                asked = () if question is None else (question,)
+                found += [(name, *asked, text) for name, text in texts]
+                skipped += [(name, reason) for name, reason in reasons]
+                bar.update(len(some))
         if found:
             caption_table.write_rows(file, "caption" if question is None else "answer", found)
+        kept.forget()
         return Written(file, len(found), tuple(skipped))
+
+    def _one_batch(
+        self, pictures: Pictures, names: Sequence[str], prompt: str, say: Say
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(name, text) of what can be read, (name, reason) of the rest."""
+        opened: dict[str, Picture] = {}
+        skipped = []
+        for name in names:
+            try:
+                name.encode()
+                opened[name] = pictures(name)
+            except UnicodeEncodeError:
+                skipped.append((name, f"{name!r} is no UTF-8 name: rename it."))
+            except InputError as error:
+                skipped.append((name, str(error)))
+        if not opened:
+            return [], skipped
+        latents = self._encode(pictures, list(opened.values()))
+        return list(zip(opened, say(latents, [prompt] * len(opened)))), skipped
 
     def _each(
         self,
         paths: Sequence[str | Path],
         prompts: Sequence[str],
         labels: str | Path | None,
-        say: Callable[[Tensor, list[str]], list[str]],
+        say: Say,
     ) -> list[str]:
         pictures, found = self._pictures("", labels), []
         for start in range(0, len(paths), BATCH):
@@ -278,7 +305,7 @@ class Captioner:
     def _captions(self, latents: Tensor, prompts: list[str]) -> list[str]:
         return [prismer_text.sentence(text) for text in self._free(latents, prompts, 1.0)]
 
-    def _answers(self, candidates: Sequence[str]) -> Callable[[Tensor, list[str]], list[str]]:
+    def _answers(self, candidates: Sequence[str]) -> Say:
         if not candidates:
             return lambda latents, prompts: self._free(latents, prompts, -1.0)
         choices = prismer_text.answer_ids(self.model.tokenizer, candidates)
@@ -312,6 +339,15 @@ class Captioner:
         if count > LONGEST:
             raise InputError(f"The question has {count} tokens, more than {LONGEST}: shorten it.")
         return asked
+
+
+def _look(path: Path) -> tuple[int, int] | None:
+    """Bytes of a file, and when they were last changed; None where there are none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _listed(paths: Any) -> Sequence[Any]:

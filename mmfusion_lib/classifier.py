@@ -156,6 +156,8 @@ class FeatureClassifier:
                 meta = json.loads((file.metadata() or {})["mmfusion_classifier"])
                 config = ClassifierConfig(**meta["config"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            encoders, classes = meta["encoders"], meta["classes"]
+            probe = probes.Probe(**tensors, decay=meta["decay"], validation=meta["validation"])
         except FileNotFoundError as error:
             raise InputError(f"{path} does not exist: check the path.") from error
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -164,13 +166,12 @@ class FeatureClassifier:
                 "has saved."
             ) from error
         for name, found in _digests(config).items():
-            if meta["encoders"].get(name) != found:
+            if encoders.get(name) != found:
                 raise InputError(
                     f"{path} was trained on other weights of {name}: fit it again with the "
                     "weights of this machine."
                 )
-        probe = probes.Probe(**tensors, decay=meta["decay"], validation=meta["validation"])
-        return cls(config, meta["classes"], probe)
+        return cls(config, classes, probe)
 
 
 def read(

@@ -311,6 +311,80 @@ def test_interrupted_and_resumed_gives_the_same_weights(shop, monkeypatch):
     assert not same(plain, fit(shop, "o.safetensors", epochs=3, seed=1))
 
 
+def torn():
+    part = Path(".new.csv.part")
+    part.write_text(part.read_text()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("change", "done"),
+    [
+        (lambda: None, [2, 1]),
+        (torn, [2, 2, 1]),
+        (lambda: Image.new("RGB", (9, 9), "red").save("shop/0.png"), [2, 2, 1]),
+    ],
+)
+def test_a_table_that_was_interrupted_goes_on(shop, monkeypatch, change, done):
+    """Stopped in the second of three batches of two; half a line, or another picture, is done anew."""
+    model, batches, encode = fit(shop), [], Captioner._encode
+    monkeypatch.setattr("mmfusion_lib.captioner.BATCH", 2)
+    (shop / "5.png").write_bytes(b"no picture")
+
+    def counted(self, pictures, opened):
+        batches.append(len(opened))
+        if batches == [2, 2]:
+            raise KeyboardInterrupt
+        return encode(self, pictures, opened)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Captioner, "_encode", counted)
+        with pytest.raises(KeyboardInterrupt):
+            model.write(shop, "new.csv")
+        assert not Path("new.csv").exists() and Path(".new.csv.part").exists()
+        change()
+        batches[:] = [0]
+        again = model.write(shop, "new.csv")
+    assert batches == [0, *done]
+    wanted = model.write(shop, "whole.csv")
+    assert again.count == 5 and again.skipped == wanted.skipped and len(wanted.skipped) == 1
+    assert Path("new.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert not list(Path().glob(".*.part"))
+
+
+def test_what_was_kept_by_another_model_is_forgotten(shop, monkeypatch):
+    first, second = fit(shop), fit(shop, "n.safetensors", seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            caption_table, "write_rows", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            first.write(shop, "new.csv")
+    second.write(shop, "new.csv")
+    second.write(shop, "whole.csv")
+    assert Path("new.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_starting_afresh_makes_labels_anew(shop, monkeypatch):
+    """Labels of a picture that was replaced say what the old one showed."""
+    from mmfusion_lib.experts import make_labels
+
+    made = []
+
+    def labels(root, to, experts):
+        for path in sorted(shop.glob("*.png")):
+            if not (Path(to) / "edge" / path.name).exists():
+                made.append(path.name)
+                size = Image.open(path).size[::-1]
+                write_labels(to, LabelMap("edge", np.zeros(size, np.uint8)), path.name)
+
+    monkeypatch.setattr(make_labels, "make_labels", labels)
+    fit(shop, experts=["edge"])
+    fit(shop, experts=["edge"])
+    assert len(made) == 6
+    fit(shop, experts=["edge"], resume=False)
+    assert len(made) == 12
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -363,15 +437,26 @@ def test_a_full_disk_leaves_the_old_checkpoint(shop, monkeypatch):
 
 
 def test_a_full_disk_leaves_no_table(shop, monkeypatch):
-    model = fit(shop)
-    monkeypatch.setattr(Path, "write_text", _full)
-    with pytest.raises(InputError, match=r"disk is full while writing o\.csv"):
-        model.write(shop, "o.csv")
-    assert not list(Path(".").glob("*o.csv*"))
+    """Full at the start, before the first picture; and at the end, where the texts are kept."""
+    model, real = fit(shop), Path.write_text
 
+    def full(path, *given, **options):
+        if path.name.startswith(begin):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *given, **options)
 
-def _full(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        begin = "..o.csv.part"
+        with pytest.raises(InputError, match=r"disk is full while writing \.o\.csv\.part"):
+            model.write(shop, "o.csv")
+        assert not list(Path().glob("*o.csv*"))
+        begin = ".o.csv."
+        with pytest.raises(InputError, match=r"disk is full while writing o\.csv"):
+            model.write(shop, "o.csv")
+        assert [path.name for path in Path().glob("*o.csv*")] == [".o.csv.part"]
+        monkeypatch.setattr(Captioner, "_encode", None)  # nothing is done twice
+    assert model.write(shop, "o.csv").count == 6
 
 
 # --- pictures, names and texts of any kind ------------------------------------------------------
@@ -544,6 +629,9 @@ def test_bad_tables(shop):
         read_rows(shop, "caption")
     with pytest.raises(InputError, match="line 1: the caption is 5, not a text"):
         read_rows(shop / "captions.jsonl", "caption")
+    (shop / "captions.jsonl").write_text('{"image": "0.png", "caption": "\\ud83d mug"}\n')
+    with pytest.raises(InputError, match=r"line 1: the caption '\\ud83d mug' holds half of a char"):
+        read_rows(shop / "captions.jsonl", "caption")
 
 
 def test_nothing_is_written_over(shop):
@@ -553,6 +641,7 @@ def test_nothing_is_written_over(shop):
         (shop / "captions.csv", "captions.csv is there already and is not written over"),
         (shop / "0.png", r"0\.png does not end in \.csv"),
         ("o.csv/", "o.csv is there already"),
+        ("shop/0.png/new.csv", "shop/0.png is no folder: give a file in a folder"),
     ):
         Path("o.csv").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=words):

@@ -127,6 +127,7 @@ def test_other_files_are_refused(model, tmp_path):
         lambda: path.write_bytes(b"nonsense"),
         lambda: save_file({"x": torch.zeros(2)}, path, {"mmfusion_classifier": "{"}),
         lambda: save_file({"x": torch.zeros(2)}, path, {"mmfusion_classifier": unknown}),
+        lambda: save_file({"x": torch.zeros(2)}, path, {"mmfusion_classifier": '{"config": {}}'}),
         lambda: (model.save(path), path.write_bytes(path.read_bytes()[:-8])),
     ):
         spoil()

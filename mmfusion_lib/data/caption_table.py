@@ -128,7 +128,7 @@ def check_new(path: str | Path) -> Path:
     """Where a table may be written: a new file with a known ending.
 
     Raises:
-        InputError: another ending, or something is there already.
+        InputError: another ending, something is there already, or its folder cannot be one.
     """
     path = Path(path)
     if path.suffix.lower() not in TABLES:
@@ -139,7 +139,54 @@ def check_new(path: str | Path) -> Path:
         raise InputError(
             f"{shown(str(path))} is there already and is not written over: give another name."
         )
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{shown(str(nearest))} is no folder: give a file in a folder.")
     return path
+
+
+class Kept:
+    """What is done of a table that takes long, kept beside it, so that the same call goes on from there.
+
+    Args:
+        file: the table, see ``check_new``; the parts lie in ``.<name>.part`` in its folder.
+        of: names whatever decides the rows; what was kept of something else is forgotten.
+
+    Attributes:
+        parts: by key, as they were given to ``add``.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+
+    def __init__(self, file: Path, of: str):
+        self.path, self.parts = file.with_name(f".{file.name}.part"), {}
+        first, *lines = self.path.read_text("utf-8").split("\n") if self.path.is_file() else [""]
+        lines = (
+            lines[:-1] if first == of else []
+        )  # behind the last line end: nothing, or half a line
+        self.parts = dict(map(json.loads, lines))
+        write_text(self.path, "\n".join([of, *lines, ""]))
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep a part; a JSON value.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        self.parts[key] = value
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps([key, value]) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{shown(str(self.path))} cannot be written ({error.strerror}): free some space and "
+                "give the same command again; what is done is kept."
+            ) from error
+
+    def forget(self) -> None:
+        """Remove the file of parts."""
+        self.path.unlink(missing_ok=True)
 
 
 def write_rows(path: str | Path, task: str, rows: Iterable[Sequence[str]]) -> None:
@@ -199,6 +246,10 @@ def _text(record: dict[str, Any], column: str, where: str) -> str:
         raise InputError(f"{where}: the {column} is {value!r}, not a text: put it in quotes.")
     if not value.strip():
         raise InputError(f"{where}: the {column} is empty: complete the row, or leave it out.")
+    if column != "image" and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(
+            f"{where}: the {column} {value!a} holds half of a character: write it whole."
+        )
     # A file name is taken to the letter: a space at its end belongs to it.
     return value if column == "image" else value.strip()
 
