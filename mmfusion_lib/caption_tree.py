@@ -60,6 +60,8 @@ class Writing:
                 raise InputError(f"{name} is {value!r}: give a number from {low} to {high}.")
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: use {low} to {high}.")
+        if type(self.seed) is not int:
+            raise InputError(f"seed is {self.seed!r}: give a whole number.")
 
     def options(self) -> dict[str, Any]:
         """For ``Prismer.generate``."""

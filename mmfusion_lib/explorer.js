@@ -95,7 +95,7 @@ function render({ model, el }) {
   const experts = () => picture().maps.map((map) => map.expert).filter((name) => state.on.has(name));
   const noise = () => state.noise === "none" || !picture().scene ? null
     : { kind: state.noise, amount: state.amount, experts: state.spoils === "all" ? experts() : [state.spoils] };
-  const asked = () => ({ picture: state.picture, experts: experts(), noise: noise() });
+  const asked = () => ({ picture: picture().number, experts: experts(), noise: noise() });
 
   // Parts of the page
   const pictures = arrows(make("div", { class: "mmfw-row", role: "group", "aria-label": "Pictures" }));
@@ -147,12 +147,17 @@ function render({ model, el }) {
       heading("What the experts say"), maps, spoiling);
     const w = { ...data.writing };
     state.writing = w;
-    const set = (name) => (value) => { w[name] = Number(value); run(); };
-    const again = button("Draw again", () => { w.seed += 1; run(); }, { disabled: !live });
+    const again = button("Draw again", () => { w.seed += 1; run(); });
+    const lock = () => { again.disabled = !live || w.temperature === 0; }; // at 0 nothing is drawn
+    const set = (name) => (value) => { w[name] = Number(value); lock(); run(); };
     if (!live) again.setAttribute("aria-describedby", id("why"));
-    const length = range(6, 40, 1, w.length, set("length")), heat = range(0, 2, 0.1, w.temperature, set("temperature"));
+    lock();
+    const { beams, length: tokens, temperature } = data.limits;
+    const length = range(...tokens, 1, w.length, set("length"));
+    const heat = range(...temperature, 0.1, w.temperature, set("temperature"));
+    const several = Array.from({ length: beams[1] }, (_, n) => [n + 1, n + 1]);
     writing.replaceChildren(
-      control("Beams", select([1, 2, 3, 4, 5].map((n) => [n, n]), w.beams, set("beams"))),
+      control("Beams", select(several, w.beams, set("beams"))),
       control("Most tokens", length[0]), length[1], control("Temperature", heat[0]), heat[1], again);
     const stored = select(data.questions.map((q, n) => [n, q]), 0,
       (value) => { state.stored = Number(value); state.own = null; run(); });
@@ -175,6 +180,7 @@ function render({ model, el }) {
   }
 
   function pick(which) {
+    for (const [old, one] of waiting) if (one.kind === "maps") waiting.delete(old); // of noise that is gone
     for (const each of data.pictures) each.maps = each.clean ?? each.maps;
     state.picture = which;
     state.on = new Set(every());
@@ -225,7 +231,7 @@ function render({ model, el }) {
   }
   function drawExperts() {
     const cards = picture().maps.map(({ expert, label, says, image }) => make("label", { class: "mmfw-map" },
-      make("img", { src: image, alt: `Map of ${label}: ${says}` }),
+      make("img", { src: image, alt: "" }),
       make("span", { class: "mmfw-name" },
         make("input", { type: "checkbox", "data-turn": expert, onchange: () => turn(without(expert)) }), " ", label),
       make("span", { class: "mmfw-says" }, says)));
@@ -263,7 +269,10 @@ function render({ model, el }) {
     ask({ ask: "maps", ...asked() }, (reply) => {
       spoilt.clean ??= spoilt.maps;
       spoilt.maps = reply.maps;
-      [...maps.querySelectorAll("img")].forEach((img, n) => { if (spoilt === picture()) img.src = reply.maps[n].image; });
+      if (spoilt === picture()) [...maps.querySelectorAll("label")].forEach((card, n) => {
+        card.querySelector("img").src = reply.maps[n].image;
+        card.querySelector(".mmfw-says").textContent = reply.maps[n].says;
+      });
     });
     run();
   }
@@ -305,6 +314,7 @@ function render({ model, el }) {
     return text;
   }
   function show(count, chosen = count) {
+    if (!state.path.length) return; // nothing is written yet
     state.shown = Math.min(Math.max(count, 0), state.path.length);
     state.chosen = Math.min(chosen, state.path.length - 1);
     drawWords();
@@ -312,7 +322,7 @@ function render({ model, el }) {
     drawChoices();
   }
   function drawWords() {
-    const buttons = [];
+    const buttons = [], focused = document.activeElement;
     for (let n = 0; n < state.shown; n++) {
       const [token, p] = tokenAt(n), [word, glued] = wordOf(token);
       buttons.push(button(word, () => { state.chosen = n; mark(); drawChoices(); }, {
@@ -323,6 +333,7 @@ function render({ model, el }) {
     mark();
     steps.children[1].disabled = state.shown >= state.path.length;
     steps.children[2].disabled = state.shown >= state.path.length;
+    if (root.contains(focused) && focused.disabled) steps.children[0].focus();
   }
   function mark() {
     [...words.querySelectorAll("button")].forEach((one, n) => one.setAttribute("aria-pressed", String(n === state.chosen)));
@@ -355,8 +366,9 @@ function render({ model, el }) {
     settle(n, stepping);
   }
   function settle(n, stepping) {
+    const now = document.activeElement, mine = now === document.body || root.contains(now);
     if (stepping) show(n + 1); else show(state.path.length, n);
-    (choices.querySelector('[aria-pressed="true"]') ?? choices.querySelector("button"))?.focus();
+    if (mine) (choices.querySelector('[aria-pressed="true"]') ?? choices.querySelector("button"))?.focus();
   }
 
   // Shares of patches, then of latents, each drawn from its own least to its own largest.

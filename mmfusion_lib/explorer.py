@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import caption_tree, prismer_text
-from .caption_tree import Writing
+from .caption_tree import LIMITS, Writing
 from .errors import InputError
 from .experts.label_map import LabelMap, kind_of
 from .explorer_pictures import Noise, Picture, drawn, opened, scene_pictures, spoilt, uri
@@ -185,9 +185,10 @@ class Explorer:
     # What is shown
 
     def shown(self, picture: int) -> dict[str, Any]:
-        """A picture as JSON: name, words, the picture as the model sees it, and its maps."""
+        """A picture as JSON: number, name, words, the picture as the model sees it, and its maps."""
         chosen = self._picture(picture)
         return {
+            "number": picture,
             "name": chosen.name,
             "alt": chosen.alt or chosen.name,
             "note": chosen.note,
@@ -206,12 +207,15 @@ class Explorer:
         """What either form of a widget begins with. ``kind``: "caption" or "ask"."""
         config = self.model.config
         side = self.model.transform.size // config.image.patch_size
+        limits = {name: list(ends) for name, ends in LIMITS.items()}
+        limits["length"][0] = len(self.start) + 1  # a word behind the prompt
         return {
             "kind": kind,
             "grid": side,
             "prompt": self.prompt,
             "trained": self.trained_on,
             "writing": {**vars(self.writing)},
+            "limits": limits,
             "questions": self.questions,
             "pictures": [self.shown(number) for number in range(len(self.pictures))],
         }

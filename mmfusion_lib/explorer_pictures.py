@@ -53,8 +53,13 @@ def scene_pictures(split: str, rows: Sequence[int]) -> list[Picture]:
 
     Args:
         split: of ``scenes.load``.
-        rows: numbers of scenes.
+        rows: numbers of scenes, one or more.
+
+    Raises:
+        InputError: no rows.
     """
+    if not len(rows):
+        raise InputError("There are no rows of scenes to show: give one or more.")
     from PIL import Image
 
     from .data import scene_captions, scenes

@@ -9,6 +9,7 @@ book shows it, and a notebook where no kernel runs. ::
 
 from __future__ import annotations
 
+import html
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -89,11 +90,12 @@ class CaptionExplorer:
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {len(self.explorer.pictures)} pictures"
 
-    def _repr_html_(self) -> str:
-        return self.html()
-
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        still = {"text/plain": repr(self), "text/html": self.html()}
+        try:
+            page = self.html()
+        except InputError as error:  # what a page cannot hold can still be shown live
+            page = f"<p><strong>{html.escape(str(error))}</strong></p>"
+        still = {"text/plain": repr(self), "text/html": page}
         try:
             live, about = self.live._repr_mimebundle_()
         except ImportError:
@@ -145,11 +147,18 @@ def answered(
         raise InputError(f"{ask!r} came without a picture and experts: give both.")
     if question.get("noise"):
         found = question["noise"]
-        noise = Noise(str(found["kind"]), float(found["amount"]), tuple(found["experts"]))
+        try:
+            noise = Noise(str(found["kind"]), float(found["amount"]), tuple(found["experts"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The noise {found!r} lacks kind, amount or experts.") from error
     if ask == "maps":
         return {"maps": explorer.maps(picture, noise)}
     if ask == "write":
-        writing, prefix = Writing(**question["writing"]), question.get("prefix") or ()
+        try:
+            writing = Writing(**question["writing"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{ask!r} came with no writing that can be used: {error}.") from error
+        prefix = question.get("prefix") or ()
         tree = explorer.caption(picture, experts, noise=noise, writing=writing, prefix=prefix)
         return {"tree": tree}
     if ask == "answer":

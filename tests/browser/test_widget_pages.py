@@ -7,8 +7,10 @@ the kernel would.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -249,7 +251,7 @@ def test_everything_has_a_name(browser, still):
         return [...document.querySelectorAll("button, input, select, img, [role=group]")].filter((e) => {
           const name = e.textContent + (e.getAttribute("aria-label") ?? "")
             + (e.labels?.[0]?.textContent ?? "") + (e.getAttribute("alt") ?? "");
-          return !name.trim() && !(e.alt === "" && e.closest("button")?.textContent.trim());
+          return !name.trim() && !(e.alt === "" && e.closest("button, label")?.textContent.trim());
         }).map((e) => e.outerHTML.slice(0, 200));
         """
     )
@@ -317,8 +319,8 @@ def test_live_any_set_of_experts(live, log, truth):
     ("name", "key", "changed"),
     [
         ("Beams", "3", {"beams": 3}),
-        ("Most tokens", HOME, {"length": 6}),
-        ("Temperature", END, {"temperature": 2}),
+        ("Most tokens", HOME, {"length": 5}),
+        ("Temperature", END, {"temperature": 5}),
     ],
 )
 def test_live_writing(live, log, truth, name, key, changed):
@@ -339,7 +341,7 @@ def test_live_draw_again(live, log, truth):
             live.control("Temperature").send_keys(END)
         else:
             live.button("Draw again").click()
-        wanted = Writing(**{**vars(truth.writing), "temperature": 2, "seed": seed})
+        wanted = Writing(**{**vars(truth.writing), "temperature": 5, "seed": seed})
         drawn = words_of(truth.caption(0, EXPERTS, writing=wanted))
         assert drawn != before
         live.until(lambda drawn=drawn: live.words() == drawn)
@@ -366,6 +368,23 @@ def test_live_noise(live, log, truth):
     turn("On", END, experts=["ocr_detection"])
 
 
+def test_live_wrong_names(live, truth):
+    """What stands below the maps is what the model reads, also where the pictures stay as they were."""
+
+    def says():
+        return [each.text for each in live.all(".mmfw-says")]
+
+    wrong = [each["says"] for each in truth.maps(0, Noise("wrong", 1.0, ("ocr_detection",)))]
+    before = says()
+    Select(live.control("On")).select_by_value("ocr_detection")
+    Select(live.control("Noise")).select_by_visible_text("wrong names")
+    live.control("Amount").send_keys(END)
+    live.until(lambda: says() == wrong)
+    assert wrong != before
+    Select(live.control("Noise")).select_by_visible_text("none")
+    live.until(lambda: says() == before)
+
+
 def test_live_upload_good_and_bad(live, tmp_path):
     from PIL import Image
 
@@ -382,6 +401,23 @@ def test_live_upload_good_and_bad(live, tmp_path):
     assert "<b>mine & yours.png" in note and "cannot run here: depth" in note
     assert "trained on nothing yet" in note
     assert live.all(".mmfw-alarm")[0].text == ""
+
+
+def test_live_upload_beside_another_view(live, served, log, tmp_path):
+    """Another view of the explorer has added a picture: mine is not where the page would count it."""
+    from PIL import Image
+
+    mine, theirs = tmp_path / "mine.png", io.BytesIO()
+    Image.new("RGB", (1, 1)).save(mine)
+    Image.new("RGB", (1, 1), "red").save(theirs, "PNG")
+    question = {"ask": "upload", "name": "theirs", "view": "another", "number": 1}
+    buffers = [base64.b64encode(theirs.getvalue()).decode()]
+    body = json.dumps({"question": question, "buffers": buffers}).encode()
+    added = json.load(urllib.request.urlopen(f"{served}/live", body))["picture"]["number"]
+    live.all("input[type=file]")[0].send_keys(str(mine))
+    live.until(lambda: "mine.png" in live.all(".mmfw-note")[0].text)
+    live.until(lambda: log[-1]["ask"] == "write")
+    assert log[-1]["picture"] == added + 1
 
 
 # Questions with a kernel
