@@ -48,6 +48,12 @@ def bootstrap(ours, theirs, groups, paired=True, grouped=True, level=0.025):
     return ends[0].item(), ends[1].item()
 
 
+def group_means(values, groups):
+    names = list(dict.fromkeys(groups))
+    rows = [[i for i, g in enumerate(groups) if g == name] for name in names]
+    return torch.stack([values[r].mean() for r in rows])
+
+
 def one(tensor: torch.Tensor) -> torch.Tensor:
     return torch.where(tensor > 1e-6, tensor, torch.ones_like(tensor))
 
@@ -74,6 +80,8 @@ FAULTS = [
      "an item ends"),
     (checks.check_cache_key, lambda weights, depth, transform, items:
      hashed(f"{weights}{depth}{transform}{json.dumps(items)}"), "a part ends"),
+    (checks.check_cache_key, lambda weights, depth, transform, items:
+     hashed(weights + str(depth) + json.dumps([transform, *items])), "weights 'a1' at depth 1"),
     (checks.check_cache_key, lambda **p: torch.rand(1).item(), "call after call"),
     (checks.check_resume, lambda s, r: (0, [0 for _ in s]), "row 4"),
     (checks.check_resume, lambda s, r: (s[0] // r[0], s), "fewest rows"),
@@ -92,11 +100,17 @@ FAULTS = [
         (x - a.mean(0)) / one(a.std(0)) for x in (a, b)), "spread 1"),
     (checks.check_standardise, lambda a, b: (
         (a - a.mean(0)) / one(a.std(0, correction=0)), b), "4 and 8"),
+    (checks.check_standardise, lambda a, b: tuple(
+        (x - a.mean(0)) / (a.std(0, correction=0) + 1e-6) for x in (a, b)), "7 and 8 become 0 and 1"),
     (checks.check_paired_interval, lambda a, b, g: 2 * ((a - b).mean().item(),), "wide"),
     (checks.check_paired_interval, lambda a, b, g: bootstrap(a, b, g, paired=False), "same items"),
     (checks.check_paired_interval, lambda a, b, g: bootstrap(a, b, g, grouped=False), "groups"),
     (checks.check_paired_interval, lambda a, b, g: bootstrap(a, b, g, level=0.25), "wide"),
+    (checks.check_paired_interval, lambda a, b, g: bootstrap(a, b, g, level=0.05), "wide"),
+    (checks.check_paired_interval, lambda a, b, g: bootstrap(a, b, g, level=0.005), "wide"),
     (checks.check_paired_interval, lambda a, b, g: bootstrap(b, a, g), "better by 1"),
+    (checks.check_paired_interval, lambda a, b, g: bootstrap(
+        group_means(a, g), group_means(b, g), list(range(len(set(g))))), "differ in size"),
 ]  # fmt: skip
 
 

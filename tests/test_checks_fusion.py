@@ -128,8 +128,8 @@ QUERY = [
     (with_(query_stage, dropped=True), "padding is read"),
     (with_(query_stage, ones=0), "hidden from each other"),
     (lambda *a: 2 * query_stage(*a), "the values are not"),
-    (post_norm_only, "^pre-norm layer: shape and inputs are right"),
-    (pre_norm_only, "^post-norm layer: shape and inputs are right"),
+    (post_norm_only, "^pre-norm layer: the shape is right"),
+    (pre_norm_only, "^post-norm layer: the shape is right"),
     (unpadded_mask, r"mask has shape \(2, 4\) but there are \(2, 9\) tokens"),
     (mask_always, "with mask None, .* it raised"),
     (

@@ -108,7 +108,7 @@ LABELS = [
     (partial(is_sound, blind="padding"), "padding that is learnt"),
     (partial(is_sound, blind="end"), "an end mark that is not learnt"),
     (partial(is_sound, prompts=((1, 7), (1, 8))), "one prompt length"),
-    (partial(is_sound, texts=((5, 6, 4, 2), (9, 2))), "equal the first token of a prompt"),
+    (partial(is_sound, texts=((5, 6, 4, 2), (9, 2))), "equal the first token of the first prompt"),
     (partial(is_sound, blind="first"), "padding that is learnt"),
     (lambda pack: False, "calls a sound function faulty"),
 ]
@@ -252,6 +252,11 @@ def test_what_exercise_6_calls_honest():
     assert found["an epoch that is chosen by its test score, as published"](*APART) == (1, 0.8)
     # Without epoch 0 the best validation score is 0.7, after epoch 3.
     assert found["that the first epoch is never kept, as published"](*APART) == (3, 0.5)
+
+
+def test_a_case_of_one_epoch_is_no_crash():
+    honest = partial(is_honest, cases=(([0.5], [0.3]), APART, LATER, TIE))
+    assert faults.check_choice_test(honest).passed
 
 
 # --- all ----------------------------------------------------------------------------------------

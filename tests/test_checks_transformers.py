@@ -111,7 +111,8 @@ FAULTS = [
     (checks.check_readout, faulty(readout, padded=True), "padding counts"),
     (checks.check_readout, faulty(readout, over_n=True), "not by N"),
     (checks.check_readout, faulty(readout, cls_in_mean=True), "token 0 is not a patch"),
-    (checks.check_count, lambda c: encoder_parameters(c) - c.width, "CLS token"),
+    (checks.check_count, lambda c: encoder_parameters(c) - c.width, "CLS token, its position"),
+    (checks.check_count, lambda c: encoder_parameters(c) + 24, "it is 24 too many; compare"),
     (checks.check_count, lambda c: encoder_parameters(c) - 4 * c.width * c.depth, "norms"),
     (checks.check_count, lambda c: 0, "part by part"),
 ]

@@ -60,10 +60,17 @@ def check_paint(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
             )
         here = (ids != NOTHING)[:, None].expand_as(right)
         if _close(found[here], right[here]):
-            return f"{form}: a pixel of id 255 has a vector: nothing is painted with zeros."
+            return (
+                f"{form}: a pixel of id 255 has a vector: 255 stands for nothing, and gets zeros."
+            )
         if _close(found[0], right[0]):
             return f"{form}: the first picture is right, the second is not: whose table is it?"
-        return f"{form}: shape right, values not: pixel (0, 0) of picture 0 has id 0, so row 0."
+        off = (ids != NOTHING) & ~((found - right).abs().amax(1) <= 1e-5)  # (B, h, w)
+        b, y, x = off.nonzero()[0].tolist()
+        return (
+            f"{form}: shape right, values not: pixel ({y}, {x}) of picture {b} has id {ids[b, y, x]}, "
+            f"so it gets row {ids[b, y, x]} of its table."
+        )
     return ""
 
 
@@ -346,7 +353,11 @@ def check_drops(fn: Callable[..., dict[str, float]]) -> str:
         return "the sign is turned: an expert that helps has a positive drop."
     if _same(found, alone):
         return "these are accuracies of each expert alone: leave one out instead."
-    return f"depth: accuracy falls by 0.5 without it; yours says {float(found['depth']):.2f}."
+    wrong = next(name for name in right if not _same({name: found[name]}, {name: right[name]}))
+    return (
+        f"{wrong}: accuracy is 0.75 with all and {without[wrong]:.2f} without it, so it falls by "
+        f"{right[wrong]:.2f}; yours says {float(found[wrong]):.2f}."
+    )
 
 
 def _accuracy(names: list[str], experts: dict[str, Tensor], labels: Tensor) -> Tensor:

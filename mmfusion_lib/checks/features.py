@@ -80,6 +80,8 @@ def check_cache_key(fn: Callable[[str, int, str, Sequence[str]], str]) -> str:
         **{**parts, "depth": 11, "transform": "1"}
     ):
         return "depth 1 with '11' and depth 11 with '1' get one key: mark where a part ends."
+    if fn(**{**parts, "weights": "a1", "depth": 1}) == fn(**{**parts, "weights": "a", "depth": 11}):
+        return "weights 'a1' at depth 1 and 'a' at depth 11 get one key: mark where a part ends."
     return ""
 
 
@@ -103,8 +105,10 @@ def check_resume(fn: Callable[[Sequence[int], Sequence[int]], tuple[int, list[in
         return "cut every file back to the rows that all of them have, or rows get out of step."
     if keep != [40, 80]:
         return f"4 rows are 40 bytes of the first file and 80 of the second; yours: {keep}."
-    if fn([0, 50], [10, 10]) != (0, [0, 0]) or fn([30], [10]) != (3, [30]):
-        return "try one empty file beside a full one, and a file of exactly 3 rows."
+    for sizes, rows, right in (([0, 50], [10, 10], (0, [0, 0])), ([30], [10], (3, [30]))):
+        row, keep = fn(sizes, rows)
+        if (row, list(keep)) != right:
+            return "try one empty file beside a full one, and a file of exactly 3 rows."
     return ""
 
 
@@ -129,6 +133,11 @@ def check_standardise(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> 
         return "the training part must have spread 1 (`std(0, correction=0)`)."
     if not torch.allclose(theirs[:, 0], torch.tensor([4.0, 8.0]), atol=1e-2):
         return f"test values 5 and 9 become 4 and 8; yours: {theirs[:, 0].tolist()}."
+    if not torch.allclose(theirs[:, 1], torch.tensor([0.0, 1.0]), atol=1e-2):
+        return (
+            "a feature that never varies in training has spread 1: test values 7 and 8 become 0 and "
+            f"1; yours: {theirs[:, 1].tolist()}."
+        )
     return ""
 
 
@@ -150,13 +159,17 @@ def check_paired_interval(
     low, high = fn(hits + 1, hits, alone)
     if abs(low - 1) > 1e-6 or abs(high - 1) > 1e-6:
         return "a method that is better by 1 on every item has the interval [1, 1]."
-    noise = torch.randint(-1, 2, (300,), generator=generator).double()
-    low, high = fn(hits + noise, hits, alone)
-    # The spread of a mean of 300 values of -1, 0, 1 is sqrt(2/3 / 300) = 0.047: +-0.092.
-    if not 0.12 < high - low < 0.26:
+    ratios = []
+    for _ in range(5):  # of widths; 0.84 for 90 %, 1.31 for 99 %
+        noise = torch.randint(-1, 2, (300,), generator=generator).double()
+        low, high = fn(hits + noise, hits, alone)
+        spread = float(noise.std(correction=0)) / 300**0.5  # of the mean
+        ratios.append((high - low) / (2 * 1.96 * spread))
+    ratio = sum(ratios) / len(ratios)
+    if not 0.9 < ratio < 1.15:
         return (
-            f"the interval is {high - low:.3f} wide, about 0.18 is right: take the 2.5 % and "
-            "97.5 % quantiles of the mean difference, over some hundred draws of as many items."
+            f"the interval is {ratio:.2f} times as wide as it must be: take the 2.5 % and 97.5 % "
+            "quantiles of the mean difference, over some hundred draws of as many items."
         )
     # Ten groups of 30 equal items are ten independent values, not 300.
     groups = [str(i // 30) for i in range(300)]
@@ -167,4 +180,10 @@ def check_paired_interval(
             "items of one group come and go together: draw groups with replacement, and take "
             "all items of each."
         )
+    # 150 groups of 1 item, better by 1, and 50 of 3, no better: 150 / 300 = 0.5 is the mean of the
+    # items, 150 / 200 = 0.75 that of the groups.
+    groups = [str(i) for i in range(150)] + [str(150 + i // 3) for i in range(150)]
+    low, high = fn(hits + (torch.arange(300) < 150), hits, groups)
+    if not low < 0.5 < high:
+        return "groups differ in size: the mean of a draw is over its items, not over its groups."
     return ""

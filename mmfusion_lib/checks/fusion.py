@@ -104,7 +104,10 @@ def _query_hint(fn, layer, mask, tokens, context, query) -> str:
         swapped = layer(front, joined.mask)  # prompts in front, and their ones behind
         if _close(found, swapped[:, -count:]) or _close(found, swapped[:, 3:5]):
             return "mask and sequence are out of step: prompts in front, but their ones at the end."
-    return "shape and inputs are right, the values are not: compare with fusion.appended."
+    return (
+        "the shape is right, the values are not: does the layer run on [tokens; context; query]? "
+        "Compare with fusion.appended."
+    )
 
 
 # ------------------------------------------------------------------ 2. padding that leaks

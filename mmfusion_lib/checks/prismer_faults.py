@@ -83,7 +83,7 @@ PACK_FAULTS: dict[str, Pack] = {
     ),
     "an end mark that is not learnt: such a model never stops": _labels(_no_end),
     "labels that are shifted already, though the loss shifts them": _labels(_shifted),
-    "words hidden wherever they equal the first token of a prompt": _labels(_by_id),
+    "words hidden wherever they equal the first token of the first prompt": _labels(_by_id),
 }
 
 
@@ -212,6 +212,8 @@ def _by_test(validation: list[float], test: list[float]) -> tuple[int, float]:
 
 
 def _never_first(validation: list[float], test: list[float]) -> tuple[int, float]:
+    if len(validation) < 2:
+        return -1, float("nan")  # nothing was ever kept
     epoch, _ = choose(validation[1:], test[1:])
     return epoch + 1, test[epoch + 1]
 

@@ -225,7 +225,7 @@ def check_count(count_parameters: Callable[[EncoderConfig], int]) -> str:
         missing = encoder_parameters(config) - count_parameters(config)
         d, f, blocks = config.width, config.mlp_width, config.depth
         parts = {
-            d: "the CLS token, or the bias of the patch projection",
+            d: "the CLS token, its position, or the bias of the patch projection",
             2 * d: "the norm after the last block",
             (1 + config.patches) * d: "the position table",
             config.patches * d: "the position of every patch",
@@ -236,6 +236,7 @@ def check_count(count_parameters: Callable[[EncoderConfig], int]) -> str:
         }
         if missing:
             part = parts.get(missing, "")
-            about = f": is {part} in it?" if part else "; compare part by part with the table."
-            return f"for width {d} and depth {blocks} it is {missing:+,} short{about}"
+            about = f": is {part} in it?" if part else "; compare part by part with the hints."
+            size = f"{abs(missing):,} too {'few' if missing > 0 else 'many'}"
+            return f"for width {d} and depth {blocks} it is {size}{about}"
     return ""
