@@ -299,6 +299,13 @@ def test_build_groceries_from_a_local_repository(shop, tmp_path, cache):
     options = {"host": f"{tmp_path}/", "checkouts": tmp_path / "checkouts"}
     with pytest.raises(InputError, match="lists 1 pictures and not 2640"):
         build_groceries.build(tmp_path / "root", **options)
+    with pytest.raises(InputError, match=r"test\.txt lists 1 pictures and not 2"):
+        build_groceries.build(
+            tmp_path / "root",
+            expected=dict.fromkeys(build_groceries.ROWS, 1) | {"test": 2},
+            **options,
+        )
+    assert not (tmp_path / "root").exists()
     report = build_groceries.build(tmp_path / "root", expected=None, **options)
     assert report == {"rows": {"train": 1, "validation": 1, "test": 1}, "commit": head}
     row = groceries.load("train", tmp_path / "root")[0]
@@ -316,9 +323,14 @@ def test_groceries_faults(shop):
     (data / "train.txt").write_text("train/Fruit/Durian/Durian_001.jpg, 6, 2\n")
     with pytest.raises(InputError, match=r"line 1: .*Durian"):
         build_groceries.read_split(data, "train", classes)
+    (data / "train.txt").write_text("train/Fruit/Anjou/Anjou_001.jpg, pear, 12\n")
+    with pytest.raises(InputError, match=r"line 1: the labels pear, 12 contradict .*: correct the"):
+        build_groceries.read_split(data, "train", classes)
     table = (data / "classes.csv").read_text()
     (data / "classes.csv").write_text(table.replace("Kiwi,7", "Kiwi,8"))
-    with pytest.raises(InputError, match="line 9"):
+    with pytest.raises(
+        InputError, match=r"line 9.*list of classes has changed: build from an older"
+    ):
         build_groceries.read_classes(data)
 
 

@@ -70,6 +70,8 @@ def test_class_files_can_be_made(tmp_path):
     ):
         imagenet.class_names(tmp_path)
     mapping = tmp_path / "LOC_synset_mapping.txt"
+    with pytest.raises(InputError, match=r"mapping\.txt does not exist: give LOC_synset"):
+        imagenet.write_class_files(mapping, tmp_path)
     lines = ["n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus"]
     mapping.write_text("\n".join([*lines, "n01484850 great white shark, man-eater"]) + "\n")
     paths = imagenet.write_class_files(mapping, tmp_path)

@@ -294,6 +294,25 @@ def test_the_hdf5_file_becomes_the_same_layout(hdf5, tmp_path):
         assert np.abs(np.asarray(picture, int) - colour).max() <= 2
 
 
+class Torn(Table):
+    """Behaves as a dataset of which a part cannot be read."""
+
+    def __getitem__(self, row):
+        if row == 1:
+            raise OSError("can't read data (inflate() failed)")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("key", ["sequences", "images"])
+def test_a_damaged_row_is_no_full_disk(hdf5, tmp_path, key):
+    hdf5[key] = Torn(hdf5[key])
+    with pytest.raises(
+        InputError, match=r"multimodal_imdb\.hdf5, row 1 cannot be read .*: fetch it"
+    ):
+        build_mmimdb.build(tmp_path / "out", tmp_path / "multimodal_imdb.hdf5")
+    assert list((tmp_path / "out/mmimdb").iterdir()) == []
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])  # numpy has used each of them
 @pytest.mark.parametrize(
     "first", ["ix_to_word", "word_to_ix", "word_to_ix vocab_size", "vocab_size", "lookup"]

@@ -455,7 +455,7 @@ def test_statistics_are_made_equal_before_weights_are_kept_and_tested(monkeypatc
 
 def test_without_data_the_folder_and_the_card_are_named(monkeypatch):
     monkeypatch.delenv("MMFUSION_DATA", raising=False)
-    with pytest.raises(InputError, match=r"MMFUSION_DATA/coco.*data_cards/coco\.md"):
+    with pytest.raises(InputError, match=r"set coco is not at MMFUSION_DATA .*data_cards/coco\.md"):
         recipes.run_unit(smoke(recipes.COCO, made=False), unit(recipes.COCO))
 
 

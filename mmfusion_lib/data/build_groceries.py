@@ -29,6 +29,7 @@ ROWS = {"train": 2640, "validation": 296, "test": 2485}
 _LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 LONGEST_SIDE = 160  # pixels
 JPEG_QUALITY = 82
+_CHANGED = "the repository's {} has changed: build from an older commit."
 
 
 def build(
@@ -57,15 +58,16 @@ def build(
     commit = fetch(host + REPOSITORY, None, tree, ("dataset",))
     data = tree / "dataset"
     classes = read_classes(data)
-    counts = {}
-    for split in _LISTS:
-        rows = read_split(data, split, classes)
-        counts[split] = len(rows)
-        if expected is not None and len(rows) != expected[split]:
+    parts = {split: read_split(data, split, classes) for split in _LISTS}
+    counts = {split: len(rows) for split, rows in parts.items()}
+    for split in _LISTS if expected is not None else ():
+        if counts[split] != expected[split]:
             raise InputError(
-                f"{data / _LISTS[split]} lists {len(rows)} pictures and not {expected[split]}: the "
-                "repository has changed; the numbers in the book are for the other version."
+                f"{data / _LISTS[split]} lists {counts[split]} pictures and not {expected[split]}: the "
+                "repository has changed, and the numbers in the book are for the other version: build "
+                "from an older commit."
             )
+    for split, rows in parts.items():  # nothing is written before all is checked
         PACK.write(Path(out) / "groceries" / f"{split}.parquet", rows)
     report = {"rows": counts, "commit": commit}
     write_json(Path(out) / "groceries" / "build.json", report)
@@ -80,7 +82,7 @@ def read_classes(data: Path) -> dict[str, dict[str, Any]]:
     """
     path = data / "classes.csv"
     if not path.is_file():
-        raise InputError(f"{path} does not exist: the repository's layout has changed.")
+        raise InputError(f"{path} does not exist: {_CHANGED.format('layout')}")
     classes = {}
     with open(path, encoding="utf-8-sig", newline="") as file:
         records = list(csv.reader(file))[1:]
@@ -93,7 +95,7 @@ def read_classes(data: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"{name} is not class {label} of {coarse_label}")
         except (ValueError, IndexError) as error:
             raise InputError(
-                f"{path}, line {line}: {error}: the repository's classes have changed."
+                f"{path}, line {line}: {error}: {_CHANGED.format('list of classes')}"
             ) from error
         classes[name] = {
             "label": int(label),
@@ -112,7 +114,10 @@ def _description(data: Path, listed: str, where: str) -> str:
             text = candidate.read_text(encoding="utf-8", errors="replace")
             if text.strip():
                 return " ".join(text.split())
-    raise InputError(f"{where}: no description in {path.parent}: the repository is incomplete.")
+    raise InputError(
+        f"{where}: no description in {path.parent}: the repository is incomplete: delete {data.parent} and "
+        "build again."
+    )
 
 
 def read_split(data: Path, split: str, classes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,18 +130,21 @@ def read_split(data: Path, split: str, classes: dict[str, dict[str, Any]]) -> li
 
     path = data / _LISTS[split]
     if not path.is_file():
-        raise InputError(f"{path} does not exist: the repository's layout has changed.")
+        raise InputError(f"{path} does not exist: {_CHANGED.format('layout')}")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = []
     for number, line in enumerate(tqdm(lines, f"groceries {split}"), start=1):
         name, *labels = [part.strip() for part in line.split(",")]
         known = classes.get(Path(name).parent.name)
         if known is None:
-            raise InputError(f"{path}, line {number}: {name} is in no class of classes.csv.")
-        if labels and [int(label) for label in labels] != [known["label"], known["coarse_label"]]:
+            raise InputError(
+                f"{path}, line {number}: {name} is in no class of classes.csv: "
+                f"{_CHANGED.format('list of classes')}"
+            )
+        if labels and labels != [str(known["label"]), str(known["coarse_label"])]:
             raise InputError(
                 f"{path}, line {number}: the labels {', '.join(labels)} contradict the folder of "
-                f"{name}."
+                f"{name}, which is {known['label']}, {known['coarse_label']}: correct the line."
             )
         image = {"image": shrink(data / name), "source": f"{REPOSITORY}:dataset/{name}"}
         rows.append(known | image)

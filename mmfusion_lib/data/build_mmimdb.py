@@ -135,7 +135,9 @@ def _convert(file: Any, words: list[str], folder: Path, source: Path) -> None:
             raise InputError(f"{source} has no {key!r}: give the published multimodal_imdb.hdf5.")
     names = json.loads(file["genres"].attrs["target_names"])
     if sorted(names) != sorted(GENRES):
-        raise InputError(f"{source}: its genres are {', '.join(names)}, not the 23 of MM-IMDB.")
+        raise InputError(
+            f"{source}: its genres are {', '.join(names)}, not the 23 of MM-IMDB: give the published multimodal_imdb.hdf5."
+        )
     lists: dict[str, list[str]] = {}
     for key, (start, stop) in _spans(file, source).items():
         lists[key] = [name.decode() for name in file["imdb_ids"][start:stop]]
@@ -143,7 +145,12 @@ def _convert(file: Any, words: list[str], folder: Path, source: Path) -> None:
             film = lists[key][row - start]
             if not re.fullmatch(r"\w+", film):
                 raise InputError(f"{source}, row {row}: {film!r} is no film id: fetch it again.")
-            numbers = file["sequences"][row]
+            try:
+                numbers, poster = file["sequences"][row], _poster(file["images"][row])
+            except OSError as error:
+                raise InputError(
+                    f"{source}, row {row} cannot be read ({error}): fetch it again."
+                ) from error
             if len(numbers) and not 0 <= min(numbers) <= max(numbers) < len(words):
                 raise InputError(
                     f"{source}, film {film}: a word number is beyond the {len(words)} words of "
@@ -155,7 +162,7 @@ def _convert(file: Any, words: list[str], folder: Path, source: Path) -> None:
             }
             text = json.dumps(content, ensure_ascii=False)
             (folder / "dataset" / f"{film}.json").write_text(text, encoding="utf-8")
-            (folder / "dataset" / f"{film}.jpeg").write_bytes(_poster(file["images"][row]))
+            (folder / "dataset" / f"{film}.jpeg").write_bytes(poster)
     write_json(folder / "split.json", lists)
 
 
@@ -166,7 +173,10 @@ def _spans(file: Any, source: Path) -> dict[str, tuple[int, int]]:
         if entry["source"].decode() == "genres" and entry["available"]:
             spans[entry["split"].decode()] = (int(entry["start"]), int(entry["stop"]))
     if set(spans) != set(SPLIT_NAMES.values()):
-        raise InputError(f"{source} says {sorted(spans)} of splits, not train, dev and test.")
+        raise InputError(
+            f"{source} says {sorted(spans)} of splits, not train, dev and test: give the published "
+            "multimodal_imdb.hdf5."
+        )
     return {key: spans[key] for key in SPLIT_NAMES.values()}
 
 

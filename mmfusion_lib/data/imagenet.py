@@ -102,8 +102,12 @@ def write_class_files(mapping: str | Path, root: str | Path) -> list[Path]:
         root: of the tree; the files are written to its folder ``imagenet``.
 
     Raises:
-        InputError: a line of another form, or a wnid twice, by line.
+        InputError: no such file; a line of another form, or a wnid twice, by line.
     """
+    if not Path(mapping).is_file():
+        raise InputError(
+            f"{mapping} does not exist: give LOC_synset_mapping.txt, which comes with Kaggle's copy."
+        )
     names, numbers = [], {}
     for number, line in enumerate(read_text(Path(mapping)).split("\n"), start=1):
         wnid, _, words = line.strip().partition(" ")

@@ -23,7 +23,6 @@ from .. import settings
 from ..errors import InputError
 from ..files import atomic_path, digest, read_json
 from .json_lists import field
-from .paper_sets import find
 
 if TYPE_CHECKING:
     import datasets
@@ -36,7 +35,13 @@ def find_tree(name: str, root: str | Path | None, layout: str) -> Path:
         InputError: there is no such folder.
     """
     root = settings.data_root() if root is None else Path(root)
-    return root if root is not None and root.is_dir() else find(name, root, layout)
+    if root is None or not root.is_dir():
+        raise InputError(
+            f"The set {name} is not at {root or 'MMFUSION_DATA (the variable is not set)'}: it is not "
+            f"distributed with the book, so obtain it as data_cards/{name}.md says, put {layout} into "
+            "one folder, and set MMFUSION_DATA to that folder."
+        )
+    return root
 
 
 def find_list(name: str, root: Path, file: str, layout: str) -> Path:

@@ -134,19 +134,22 @@ def has_word(texts: Iterable[str]) -> bool:
 def pack(rows: Iterable[dict[str, Any]], folder: str | Path, size: int = 10_000) -> list[Path]:
     """Write rows of a caption reader as shards ``00000.tar``, ``00001.tar``, ...
 
-    Pictures are copied as they are: cast the column ``image`` to ``datasets.Image(decode=False)``.
-    The same rows give the same bytes. Write to a new folder.
+    Pictures are copied as they are. The same rows give the same bytes. Write to a new folder.
 
     Args:
-        rows: with image (``{"bytes", "path"}``), captions and maps.
+        rows: of a reader, or any with image (``{"bytes", "path"}``), captions and maps.
         size: samples of a shard, except of the last.
 
     Raises:
         InputError: the folder has shards already, no rows, a missing picture, or a full disk.
     """
+    import datasets
+
     folder = Path(folder)
     if any(folder.glob("*.tar")):
         raise InputError(f"{folder} holds shards already: give a new folder.")
+    if isinstance(rows, datasets.Dataset):
+        rows = rows.cast_column("image", datasets.Image(decode=False))
     files, batch = [], []
 
     def flush() -> None:

@@ -12,8 +12,8 @@ are two ways to read.
 that of `train.fit`. Each sample is a seek in some shard: this wants a local disk that is quick at it.
 
 **As a stream**, for training loops of your own; no recipe uses it. Shards are shuffled by a seed, and
-samples inside their shard, so a shard is read in one go. A position is two numbers, how many shards
-and how many samples are done, and to go on there is exact. Readers with a buffer cannot do that (its
+samples inside their shard, so a shard is read in one go. A position is three numbers, how many passes,
+shards and samples are done, and to go on there is exact. Readers with a buffer cannot do that (its
 content is lost, or everything before must be read again), which is why this one is built on `tarfile`
 of the standard library.
 
