@@ -148,7 +148,11 @@ def test_split_lists_are_followed(root):
     (root / "split.json").write_text(json.dumps(lists))
     for split, key in (("train", "train"), ("validation", "val"), ("test", "test")):
         assert sorted(quiet(split, text="titles", root=root).groups) == sorted(lists[key])
-    lists["val"].append("tacos_999.jpg")
+    assert food101.count(root)["pictures that split.json lists twice"] == 0
+    lists["val"].append("tacos_730.jpg")  # trained on, and chosen by
+    (root / "split.json").write_text(json.dumps(lists))
+    assert food101.count(root)["pictures that split.json lists twice"] == 1
+    lists["val"][1] = "tacos_999.jpg"
     (root / "split.json").write_text(json.dumps(lists))
     with pytest.raises(
         InputError, match=r"split\.json, 'val', row 1: the picture 'tacos_999\.jpg'"

@@ -67,7 +67,7 @@ def load(split: str, *, text: str, root: str | Path | None = None, seed: int = 0
 
 
 def count(root: str | Path | None = None) -> dict[str, int]:
-    """Numbers of your copy under the names of `PUBLISHED`, and what each variant leaves out."""
+    """Numbers of your copy under the names of `PUBLISHED`; what is listed twice or left out."""
     root = find("food101", root, LAYOUT)
     train = _pictures(root, "train")
     found = {
@@ -75,6 +75,10 @@ def count(root: str | Path | None = None) -> dict[str, int]:
         "pictures for testing": len(_pictures(root, "test")),
         "classes": len(set(train.values())),
     }
+    lists = root / "split.json"
+    if lists.is_file():  # a picture in two lists is trained on and tested
+        names = [name for listed in read_json(lists).values() for name in listed]
+        found["pictures that split.json lists twice"] = len(names) - len(set(names))
     for text, folder in zip(VARIANTS, ("texts", "texts_txt")):
         for split in ("train", "validation", "test") if (root / folder).is_dir() else ():
             pairs, left_out = _read(split, text, root, 0)
