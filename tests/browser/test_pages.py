@@ -64,9 +64,10 @@ def test_every_picture_has_alternative_text(browser, site, page):
     browser.open(f"{site}/{page}")
     missing = browser.script(
         """
-        const named = i => i.getAttribute("alt") === "" && i.closest("button")?.textContent.trim();
+        const named = i => i.getAttribute("alt") === ""
+          && i.closest("button, label")?.textContent.trim();
         return [...document.querySelectorAll("img")]
-          .filter(i => !named(i))  // a picture beside its button's name is decoration
+          .filter(i => !named(i))  // a picture beside the name of its control is decoration
           .filter(i => !(i.getAttribute("alt") ?? "").trim()
                        || /^(_images|\\.\\.\\/_images|_build)/.test(i.getAttribute("alt")))
           .map(i => i.getAttribute("src"));
