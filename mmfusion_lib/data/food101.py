@@ -76,7 +76,7 @@ def count(root: str | Path | None = None) -> dict[str, int]:
         "classes": len(set(train.values())),
     }
     lists = root / "split.json"
-    if lists.is_file():  # a picture in two lists is trained on and tested
+    if lists.is_file():  # a picture in train and val is learnt and chosen by
         names = [name for listed in read_json(lists).values() for name in listed]
         found["pictures that split.json lists twice"] = len(names) - len(set(names))
     for text, folder in zip(VARIANTS, ("texts", "texts_txt")):
