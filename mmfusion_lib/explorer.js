@@ -134,6 +134,8 @@ function render({ model, el }) {
       oninput: () => { out.textContent = input.value; }, onchange: () => onchange(Number(input.value)) });
     return [input, out];
   }
+  const slider = (label, [input, out], locked) => // a number stays beside its control
+    make("span", { class: "mmfw-slider" }, control(label, input, locked), out);
 
   function build() {
     const seen = make("div", {}, heading(data.kind === "ask" ? "Picture" : "Where it looked"),
@@ -158,7 +160,7 @@ function render({ model, el }) {
     const several = Array.from({ length: beams[1] }, (_, n) => [n + 1, n + 1]);
     writing.replaceChildren(
       control("Beams", select(several, w.beams, set("beams"))),
-      control("Most tokens", length[0]), length[1], control("Temperature", heat[0]), heat[1], again);
+      slider("Most tokens", length), slider("Temperature", heat), again);
     const stored = select(data.questions.map((q, n) => [n, q]), 0,
       (value) => { state.stored = Number(value); state.own = null; run(); });
     const own = make("input", { type: "text", placeholder: "your own question" });
@@ -248,7 +250,7 @@ function render({ model, el }) {
     const amount = range(0, 1, 0.1, state.amount, (value) => { state.amount = value; spoil(); });
     spoiling.replaceChildren(
       control("Noise", select(Object.entries(NOISES), state.noise, (v) => { state.noise = v; spoil(); }), fixed),
-      control("Amount", amount[0], fixed), amount[1],
+      slider("Amount", amount, fixed),
       control("On", select([["all", "all that are on"], ...picture().maps.map((m) => [m.expert, m.label])],
         state.spoils, (v) => { state.spoils = v; spoil(); }), fixed));
   }
@@ -309,7 +311,7 @@ function render({ model, el }) {
     let text = data.prompt;
     for (let n = 0; n < state.shown; n++) {
       const [token] = tokenAt(n), [word, glued] = wordOf(token);
-      if (token !== state.tree.end) text += (glued ? "" : " ") + word;
+      if (token !== state.tree.end) text += (glued || /^[,.;:!?]$/.test(word) ? "" : " ") + word;
     }
     return text;
   }
