@@ -183,6 +183,7 @@ function render({ model, el }) {
 
   function pick(which) {
     for (const [old, one] of waiting) if (one.kind === "maps") waiting.delete(old); // of noise that is gone
+    if (!waiting.size) root.removeAttribute("aria-busy");
     for (const each of data.pictures) each.maps = each.clean ?? each.maps;
     state.picture = which;
     state.on = new Set(every());

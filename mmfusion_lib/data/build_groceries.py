@@ -29,7 +29,7 @@ ROWS = {"train": 2640, "validation": 296, "test": 2485}
 _LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 LONGEST_SIDE = 160  # pixels
 JPEG_QUALITY = 82
-_CHANGED = "the repository's {} has changed: build from an older commit."
+_CHANGED = "the repository's {} has changed: build from a clone of an older commit (host=...)."
 
 
 def build(
@@ -65,7 +65,7 @@ def build(
             raise InputError(
                 f"{data / _LISTS[split]} lists {counts[split]} pictures and not {expected[split]}: the "
                 "repository has changed, and the numbers in the book are for the other version: build "
-                "from an older commit."
+                "from a clone of an older commit (host=...)."
             )
     for split, rows in parts.items():  # nothing is written before all is checked
         PACK.write(Path(out) / "groceries" / f"{split}.parquet", rows)

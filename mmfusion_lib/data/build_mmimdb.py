@@ -136,7 +136,8 @@ def _convert(file: Any, words: list[str], folder: Path, source: Path) -> None:
     names = json.loads(file["genres"].attrs["target_names"])
     if sorted(names) != sorted(GENRES):
         raise InputError(
-            f"{source}: its genres are {', '.join(names)}, not the 23 of MM-IMDB: give the published multimodal_imdb.hdf5."
+            f"{source}: its genres are {', '.join(names)}, not the 23 of MM-IMDB: give the published "
+            "multimodal_imdb.hdf5."
         )
     lists: dict[str, list[str]] = {}
     for key, (start, stop) in _spans(file, source).items():

@@ -160,11 +160,10 @@ class Kept:
     """
 
     def __init__(self, file: Path, of: str):
-        self.path, self.parts = file.with_name(f".{file.name}.part"), {}
-        first, *lines = self.path.read_text("utf-8").split("\n") if self.path.is_file() else [""]
-        lines = (
-            lines[:-1] if first == of else []
-        )  # behind the last line end: nothing, or half a line
+        self.path = file.with_name(f".{file.name}.part")
+        before = self.path.read_text("utf-8") if self.path.is_file() else ""
+        first, *lines = before.split("\n")[:-1] or [""]  # the last one ends in nothing, or was cut
+        lines = lines if first == of else []
         self.parts = dict(map(json.loads, lines))
         write_text(self.path, "\n".join([of, *lines, ""]))
 
