@@ -329,7 +329,7 @@ def test_groceries_faults(shop):
     table = (data / "classes.csv").read_text()
     (data / "classes.csv").write_text(table.replace("Kiwi,7", "Kiwi,8"))
     with pytest.raises(
-        InputError, match=r"line 9.*list of classes has changed: build from a clone of an older"
+        InputError, match=r"line 9.*the classes have changed: check out an older commit in .*, and"
     ):
         build_groceries.read_classes(data)
 

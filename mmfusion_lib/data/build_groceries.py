@@ -29,7 +29,6 @@ ROWS = {"train": 2640, "validation": 296, "test": 2485}
 _LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 LONGEST_SIDE = 160  # pixels
 JPEG_QUALITY = 82
-_CHANGED = "the repository's {} has changed: build from a clone of an older commit (host=...)."
 
 
 def build(
@@ -64,14 +63,19 @@ def build(
         if counts[split] != expected[split]:
             raise InputError(
                 f"{data / _LISTS[split]} lists {counts[split]} pictures and not {expected[split]}: the "
-                "repository has changed, and the numbers in the book are for the other version: build "
-                "from a clone of an older commit (host=...)."
+                "repository has changed, and the numbers in the book are for the other version: "
+                f"{_older(data)}"
             )
     for split, rows in parts.items():  # nothing is written before all is checked
         PACK.write(Path(out) / "groceries" / f"{split}.parquet", rows)
     report = {"rows": counts, "commit": commit}
     write_json(Path(out) / "groceries" / "build.json", report)
     return report
+
+
+def _older(data: Path) -> str:
+    """What to do about a repository that is not what is described above."""
+    return f"check out an older commit in {data.parent}, and build again."
 
 
 def read_classes(data: Path) -> dict[str, dict[str, Any]]:
@@ -82,7 +86,9 @@ def read_classes(data: Path) -> dict[str, dict[str, Any]]:
     """
     path = data / "classes.csv"
     if not path.is_file():
-        raise InputError(f"{path} does not exist: {_CHANGED.format('layout')}")
+        raise InputError(
+            f"{path} does not exist: the repository's layout has changed: {_older(data)}"
+        )
     classes = {}
     with open(path, encoding="utf-8-sig", newline="") as file:
         records = list(csv.reader(file))[1:]
@@ -95,7 +101,7 @@ def read_classes(data: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"{name} is not class {label} of {coarse_label}")
         except (ValueError, IndexError) as error:
             raise InputError(
-                f"{path}, line {line}: {error}: {_CHANGED.format('list of classes')}"
+                f"{path}, line {line}: {error}: the classes have changed: {_older(data)}"
             ) from error
         classes[name] = {
             "label": int(label),
@@ -130,7 +136,9 @@ def read_split(data: Path, split: str, classes: dict[str, dict[str, Any]]) -> li
 
     path = data / _LISTS[split]
     if not path.is_file():
-        raise InputError(f"{path} does not exist: {_CHANGED.format('layout')}")
+        raise InputError(
+            f"{path} does not exist: the repository's layout has changed: {_older(data)}"
+        )
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = []
     for number, line in enumerate(tqdm(lines, f"groceries {split}"), start=1):
@@ -138,8 +146,7 @@ def read_split(data: Path, split: str, classes: dict[str, dict[str, Any]]) -> li
         known = classes.get(Path(name).parent.name)
         if known is None:
             raise InputError(
-                f"{path}, line {number}: {name} is in no class of classes.csv: "
-                f"{_CHANGED.format('list of classes')}"
+                f"{path}, line {number}: {name} is in no class of classes.csv: {_older(data)}"
             )
         if labels and labels != [str(known["label"]), str(known["coarse_label"])]:
             raise InputError(
